@@ -1,0 +1,41 @@
+"""What the engine is asked and what it answers: plain arrays, no HTTP, no database, no torch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ModelKey:
+    """One version of a model in the registry."""
+
+    name: str
+    version: int
+
+
+@dataclass(frozen=True)
+class SupportSet:
+    """A session's support set. `inputs` (M, *input_shape) float32, `labels` (M,) in [0, ways)."""
+
+    inputs: Floats
+    labels: NDArray[np.int64]
+    ways: int
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """The answer to an adaptation.
+
+    `support_loss` has steps + 1 numbers: before the first step and after each.
+    `probabilities` (Q, ways), each row summing to one, or None where there was no query.
+    """
+
+    support_loss: tuple[float, ...]
+    probabilities: Floats | None
+
+
+class PhiMissing(Exception):  # noqa: N818 - a signal to the caller, not a failure
+    """φ is not in the cache: adapt again with the stored support set."""

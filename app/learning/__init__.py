@@ -1,0 +1,1 @@
+"""The mathematics, in torch only: tasks, networks, heads, losses, the inner loop, meta-objectives."""

@@ -1,0 +1,103 @@
+"""The inner loop of MAML: α gradient steps from θ on one support set. There is no other copy of it.
+
+    φ_0 = θ,   φ_{k+1} = φ_k - α_k ∇ L(φ_k; support)       (Finn, Abbeel & Levine 2017, Eq. 1)
+
+It is a pure function. It can be differentiated to second order, and `torch.func.vmap` over support sets
+makes it one batched computation for many tasks; θ, being shared, then stays unbatched, and with it the
+whole of the first forward pass.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from app.learning.heads import Params
+from app.learning.learner import Learner
+from app.learning.tasks import Examples
+
+Alpha = float | Mapping[str, Tensor]
+"""One inner step size for all, or by parameter name the step sizes (T,) of T steps.
+
+A step beyond T takes the last one."""
+
+
+class Adaptation(NamedTuple):
+    """φ, and the support loss (steps + 1,) before the first step and after each."""
+
+    phi: Params
+    support_loss: Tensor
+
+
+def descend(
+    learner: Learner,
+    theta: Mapping[str, Tensor],
+    support: Examples,
+    classes: Tensor,
+    alpha: Alpha,
+    steps: int,
+    *,
+    first_order: bool = False,
+) -> tuple[Sequence[Params], Sequence[Tensor]]:
+    """Takes the inner steps and returns every φ on the way.
+
+    Args:
+        learner: the network and head that the parameters belong to.
+        theta: the initialisation.
+        support: the support set, (M, ...) tensors.
+        classes: (N,) bool, which of the N classes exist.
+        alpha: the inner step sizes.
+        steps: how many steps, at least 0.
+        first_order: whether gradients are constants for the outer derivative (Finn et al. 2017, §5.2).
+
+    Returns:
+        φ_0 ... φ_steps, and the support loss before each step (one fewer).
+    """
+    phi = learner.start(theta, classes.shape[-1])
+    phis, losses = [phi], []
+    for step in range(steps):
+        names = learner.trainable(step, list(phi))
+        moving = {name: phi[name] for name in names}
+        gradient, loss = grad_and_value(_support_loss)(moving, phi, learner, support, classes)
+        if first_order:
+            gradient = {name: g.detach() for name, g in gradient.items()}
+        phi = {
+            **phi,
+            **{
+                name: phi[name]
+                - _rate(alpha, name, step) * learner.rate_factor(name, classes) * gradient[name]
+                for name in names
+            },
+        }
+        phis.append(phi)
+        losses.append(loss)
+    return phis, losses
+
+
+def adapt(
+    learner: Learner,
+    theta: Mapping[str, Tensor],
+    support: Examples,
+    classes: Tensor,
+    alpha: Alpha,
+    steps: int,
+) -> Adaptation:
+    """φ and the support loss before the first step and after each; arguments as in `descend`."""
+    phis, losses = descend(learner, theta, support, classes, alpha, steps)
+    final = learner.loss(phis[-1], support, classes)
+    return Adaptation(phis[-1], torch.stack([*losses, final]))
+
+
+def _support_loss(
+    moving: Params, phi: Params, learner: Learner, support: Examples, classes: Tensor
+) -> Tensor:
+    return learner.loss({**phi, **moving}, support, classes)
+
+
+def _rate(alpha: Alpha, name: str, step: int) -> Tensor | float:
+    if isinstance(alpha, Mapping):
+        rates = alpha[name]
+        return rates[min(step, rates.shape[0] - 1)]
+    return alpha

@@ -1,0 +1,82 @@
+"""A learner: a network with a head, as pure functions of its parameters."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from app.learning import heads
+from app.learning.heads import Head, Params
+from app.learning.losses import class_balanced_cross_entropy
+from app.learning.tasks import Examples
+
+NETWORK = "network."
+HEAD = "head."
+
+
+class Learner:
+    """The model of a task, with all parameters passed in.
+
+    Parameters are a flat dict: "network.<name>" and "head.<name>". The network's own parameters only give
+    names, shapes and the first values; they are never read after `initial`.
+    """
+
+    def __init__(self, network: nn.Module, head: Head, features: int):
+        batch_norms = [
+            name for name, module in network.named_modules() if isinstance(module, _BATCH_NORMS)
+        ]
+        if batch_norms:
+            raise ValueError(
+                f"{', '.join(batch_norms)}: batch norm makes an answer depend on the other queries; "
+                "use nn.GroupNorm or nn.LayerNorm"
+            )
+        self.network = network
+        self.head = head
+        self.feature_size = features
+
+    def initial(self, seed: int) -> Params:
+        """A fresh θ. The same seed gives the same numbers."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for module in self.network.modules():
+                reset = getattr(module, "reset_parameters", None)
+                if callable(reset):
+                    reset()
+        body = {NETWORK + name: p.detach().clone() for name, p in self.network.named_parameters()}
+        generator = torch.Generator().manual_seed(seed)
+        return {**body, **self.head.initial(self.feature_size, generator)}
+
+    def start(self, theta: Mapping[str, Tensor], ways: int) -> Params:
+        """φ before the first step, for a task of `ways` classes (padding included)."""
+        body = {name: p for name, p in theta.items() if name.startswith(NETWORK)}
+        return {**body, **self.head.start(theta, ways)}
+
+    def features(self, phi: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Feature vectors (M, D) of inputs (M, *input_shape)."""
+        body = {
+            name.removeprefix(NETWORK): p for name, p in phi.items() if name.startswith(NETWORK)
+        }
+        features: Tensor = functional_call(self.network, body, (inputs,))
+        return features
+
+    def logits(self, phi: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Logits (M, N) of inputs (M, *input_shape)."""
+        return heads.logits(phi, self.features(phi, inputs))
+
+    def loss(self, phi: Mapping[str, Tensor], examples: Examples, classes: Tensor) -> Tensor:
+        """The inner loss, a scalar: class-balanced cross-entropy of labelled examples."""
+        return class_balanced_cross_entropy(self.logits(phi, examples.inputs), examples, classes)
+
+    def trainable(self, step: int, names: list[str]) -> list[str]:
+        """Which of φ's parameters have a gradient in inner step `step`, the first being 0."""
+        if step == 0 and self.head.starts_equal:
+            return [name for name in names if name.startswith(HEAD)]
+        return names
+
+    def rate_factor(self, name: str, classes: Tensor) -> Tensor | float:
+        """What α of the parameter `name` is multiplied by, for a task with `classes` (N,)."""
+        return self.head.rate_factor(classes) if name.startswith(HEAD) else 1.0
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

@@ -1,0 +1,44 @@
+"""The loss of a classification task, normalised so that its size does not depend on the task's."""
+
+import torch
+from torch import Tensor
+
+from app.learning.tasks import Examples
+
+
+def masked_log_softmax(logits: Tensor, classes: Tensor) -> Tensor:
+    """Log-probabilities (M, N) over the classes that exist, from `logits` (M, N).
+
+    `classes` (N,) is False for padding, whose log-probability is the most negative finite number.
+    """
+    lowest = torch.finfo(logits.dtype).min
+    return logits.masked_fill(~classes, lowest).log_softmax(-1).clamp(min=lowest)
+
+
+def example_weights(examples: Examples, classes: Tensor) -> Tensor:
+    """Weights (M,) that sum to one: every class weighs the same, however many examples it has.
+
+    An example of class c weighs 1 / (N n_c), with N classes and n_c examples of class c.
+    """
+    ways = classes.shape[-1]
+    member = examples.labels[:, None] == torch.arange(ways, device=examples.labels.device)  # (M, N)
+    member = member & examples.mask[:, None]
+    shots = member.sum(0).clamp(min=1)  # (N,)
+    number = classes.sum().clamp(min=1)
+    return (member / (shots * number)).sum(1).to(_real(examples.inputs))
+
+
+def class_balanced_cross_entropy(logits: Tensor, examples: Examples, classes: Tensor) -> Tensor:
+    """Mean over classes of the mean cross-entropy of a class's examples, a scalar.
+
+    With one number of shots for all classes this is the mean over the support set. Finn et al.
+    (2017, arXiv 1703.03400) sum over classes instead in their released code: N times this.
+    """
+    log_probabilities = masked_log_softmax(logits, classes)
+    losses = -log_probabilities.gather(1, examples.labels[:, None]).squeeze(1)  # (M,)
+    weights = example_weights(examples, classes).to(losses.dtype)
+    return torch.where(examples.mask, losses * weights, torch.zeros_like(losses)).sum()
+
+
+def _real(inputs: Tensor) -> torch.dtype:
+    return inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
