@@ -16,6 +16,7 @@ InnerloopError
 │   ├── EngineFailed
 │   ├── DatabaseUnavailable
 │   └── Contention
+├── DeviceError             there is no such device
 └── JobError                the offline job cannot go on; the message names the file or the setting
     ├── RecipeError
     ├── DataError
@@ -140,6 +141,12 @@ class Contention(Unavailable):
     """Others changed the same session faster than this request could."""
 
     code = "contention"
+
+
+class DeviceError(InnerloopError):
+    """The device that was asked for is not there."""
+
+    code = "device_error"
 
 
 class JobError(InnerloopError):

@@ -48,7 +48,9 @@ class ConvNet(nn.Module):
                 ((height + 1) // 2, (width + 1) // 2) if stride == 2 else (height // 2, width // 2)
             )
         if height < 1 or width < 1:
-            raise ValueError(f"{blocks} blocks halve a {tuple(input_shape)} input to nothing: use fewer")
+            raise ValueError(
+                f"{blocks} blocks halve a {tuple(input_shape)} input to nothing: use fewer"
+            )
         self.features = filters * height * width
 
     def forward(self, inputs: Tensor) -> Tensor:

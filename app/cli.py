@@ -1,0 +1,179 @@
+"""The command line: `innerloop serve | train | evaluate | models | db`. Thin: it parses, calls and prints."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from app import __version__
+from app.errors import InnerloopError
+from app.settings import Settings
+
+cli = typer.Typer(
+    name="innerloop",
+    help="Personal models from a handful of labelled examples, adapted per request.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+models_cli = typer.Typer(help="What the registry holds.", no_args_is_help=True)
+database_cli = typer.Typer(help="The database's schema.", no_args_is_help=True)
+cli.add_typer(models_cli, name="models")
+cli.add_typer(database_cli, name="db")
+
+DeviceOption = Annotated[str, typer.Option(help="auto | cpu | cuda[:n]")]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the data set.")]
+
+
+def main() -> None:
+    """Runs the command line; an error of ours becomes one line and exit status 1, Ctrl-C status 130."""
+    try:
+        cli(standalone_mode=True)
+    except InnerloopError as error:
+        Console(stderr=True).print(
+            f"innerloop: {error}", style="red", markup=False, highlight=False
+        )
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@cli.callback()
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@cli.command()
+def serve() -> None:
+    """Serve the models over HTTP. Settings come from INNERLOOP_* environment variables."""
+    from app.api.serve import run
+
+    raise typer.Exit(run(Settings()))
+
+
+@cli.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, models/<name>/recipe.toml.")],
+    data: DataOption = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="Folder of checkpoint and log; runs/<name>-<version>."),
+    ] = None,
+    device: DeviceOption = "auto",
+    threads: Annotated[int, typer.Option(help="Threads on the CPU; 0 takes them all.")] = 0,
+) -> None:
+    """Meta-train θ by a recipe and write the next version beside it. Started again, it goes on where it was."""
+    import torch
+
+    from app.devices import choose_device
+    from app.training.job import train as run_job
+    from app.training.progress import ConsoleReporter
+    from app.training.recipe import load_recipe
+
+    settings = Settings()
+    wanted = load_recipe(recipe)
+    if threads:
+        torch.set_num_threads(threads)
+    with ConsoleReporter() as reporter:
+        folder = run_job(
+            wanted,
+            data_dir=data or settings.data_dir / wanted.data.distribution,
+            run_dir=run or Path("runs") / f"{wanted.name}-{wanted.version}",
+            models_dir=recipe.resolve().parent.parent,
+            device=choose_device(device),
+            reporter=reporter,
+        )
+    typer.echo(f"Wrote {folder}")
+
+
+@cli.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="models/<name>, or models/<name>/<version>.")],
+    ways: Annotated[int, typer.Option(min=2)] = 5,
+    shots: Annotated[int, typer.Option(min=1)] = 1,
+    queries: Annotated[int, typer.Option(min=1, help="Queries of each class.")] = 15,
+    tasks: Annotated[int, typer.Option(min=2)] = 1000,
+    steps: Annotated[int, typer.Option(min=0, help="Inner steps; 0 takes the model's own.")] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 2,
+    split: Annotated[str, typer.Option(help="train, validation or test classes.")] = "test",
+    data: DataOption = None,
+    device: DeviceOption = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a model on few-shot tasks: accuracy by inner step, beside the nearest class mean of θ's features."""
+    from app.devices import choose_device
+    from app.training.measure import measure_model
+    from app.training.progress import ConsoleReporter
+    from app.training.recipe import Measure
+
+    settings = Settings()
+    with ConsoleReporter(silent=as_json) as reporter:
+        report = measure_model(
+            model,
+            Measure(ways=ways, shots=shots, queries=queries, tasks=tasks),
+            pool=split,
+            steps=steps,
+            seed=seed,
+            data_root=data,
+            default_root=settings.data_dir,
+            device=choose_device(device),
+            reporter=reporter,
+        )
+    if as_json:
+        typer.echo(json.dumps(report.model_dump(mode="json") | {"pool": split}))
+        return
+    low, high = report.confidence_interval_95
+    typer.echo(
+        f"{model}: {ways}-way {shots}-shot, {tasks} tasks of the {split} classes, seed {seed}"
+    )
+    typer.echo(f"split {report.split}, protocol {report.protocol}")
+    typer.echo(f"accuracy {report.accuracy:.2f} %   95 % interval {low:.2f} to {high:.2f}")
+    table = Table("steps", *map(str, range(len(report.accuracy_by_step))))
+    table.add_row("accuracy", *(f"{value:.2f}" for value in report.accuracy_by_step))
+    Console().print(table)
+    typer.echo(f"nearest class mean of θ's features {report.nearest_class_mean:.2f} %")
+
+
+@models_cli.command("list")
+def list_models() -> None:
+    """List the models and verify θ of each version against its card."""
+    from app.registry import Registry
+
+    registry = Registry(Settings().models_dir)
+    table = Table("model", "version", "task", "steps", "parameters", "SHA-256 of θ")
+    for name in registry.names():
+        for number in registry.versions(name):
+            card = registry.load(name, number).card
+            table.add_row(
+                name,
+                str(number),
+                card.task,
+                str(card.steps),
+                str(card.parameters),
+                card.theta_sha256,
+            )
+    Console().print(table)
+
+
+@database_cli.command("upgrade")
+def upgrade() -> None:
+    """Bring the database's schema up to date."""
+    from app.database import Database
+
+    database = Database(Settings().database_url)
+    try:
+        database.migrate()
+    finally:
+        database.close()
+
+
+if __name__ == "__main__":
+    main()

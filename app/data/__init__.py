@@ -1,0 +1,1 @@
+"""Task distributions: where the examples of few-shot tasks come from."""

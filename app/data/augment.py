@@ -1,0 +1,59 @@
+"""Random affine deformation of pictures."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Half-widths of the uniform distributions that a deformation is drawn from."""
+
+    degrees: float = 0.0
+    """Rotation, in degrees."""
+    scale: float = 0.0
+    """Logarithm of the scale of each axis."""
+    shear: float = 0.0
+    """Shear, as the tangent of its angle."""
+    shift: float = 0.0
+    """Shift of each axis, as a share of the picture's size."""
+
+
+def jitter(
+    images: Tensor, rng: np.random.Generator, of_class: Jitter, of_picture: Jitter
+) -> Tensor:
+    """Deforms pictures (B, N, K, C, H, W): by class (B, N), and then each by itself.
+
+    What moves in from outside is 0, the ground of drawings. Pictures are sampled bilinearly, once.
+    """
+    tasks, ways, each, channels, height, width = images.shape
+    by_class = _matrices(rng, of_class, (tasks, ways, 1))
+    by_picture = _matrices(rng, of_picture, (tasks, ways, each))
+    matrices = (by_picture @ by_class)[..., :2, :].reshape(-1, 2, 3)
+    flat = images.reshape(-1, channels, height, width)
+    grid = F.affine_grid(torch.from_numpy(matrices), list(flat.shape), align_corners=False)
+    return F.grid_sample(flat, grid, align_corners=False).reshape(images.shape)
+
+
+def _matrices(
+    rng: np.random.Generator, spread: Jitter, shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Homogeneous matrices (*shape, 3, 3): rotation, shear and scale, then shift."""
+    angle = np.deg2rad(rng.uniform(-spread.degrees, spread.degrees, shape))
+    scale_x, scale_y = np.exp(rng.uniform(-spread.scale, spread.scale, (2, *shape)))
+    shear = rng.uniform(-spread.shear, spread.shear, shape)
+    shift_x, shift_y = 2 * rng.uniform(-spread.shift, spread.shift, (2, *shape))
+    cos, sin = np.cos(angle), np.sin(angle)
+    matrices = np.zeros((*shape, 3, 3))
+    matrices[..., 0, 0] = scale_x * cos
+    matrices[..., 0, 1] = scale_x * (shear * cos - sin)
+    matrices[..., 1, 0] = scale_y * sin
+    matrices[..., 1, 1] = scale_y * (shear * sin + cos)
+    matrices[..., 0, 2] = shift_x
+    matrices[..., 1, 2] = shift_y
+    matrices[..., 2, 2] = 1
+    return matrices.astype(np.float32)

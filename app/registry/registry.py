@@ -1,0 +1,170 @@
+"""Where models lie on disk: `<root>/<name>/<version>/{theta.safetensors,card.json}`."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from app.errors import ModelNotFound, RegistryError
+from app.files import write_atomically
+from app.learning.heads import Params, build_head
+from app.learning.learner import Learner
+from app.learning.networks import build_network
+from app.registry.card import NAME_PATTERN, Card, InputSpec
+
+THETA = "theta.safetensors"
+CARD = "card.json"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model version in memory: θ and α on the CPU, and the learner they belong to."""
+
+    card: Card
+    learner: Learner
+    theta: Params
+    alpha: Params
+
+
+def build_learner(spec: InputSpec, network: Mapping[str, object], head: str) -> Learner:
+    """The learner that a recipe or a card describes.
+
+    Args:
+        spec: what one input is.
+        network: its `name` and arguments.
+        head: the head's name.
+
+    Raises:
+        ValueError: no such network or head, or arguments that it does not take.
+    """
+    body = build_network(spec.shape, **{str(key): value for key, value in network.items()})  # type: ignore[arg-type]
+    return Learner(body, build_head(head), body.features)
+
+
+class Registry:
+    """The models below one folder. Nothing is kept in memory: what is on disk is what there is."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def names(self) -> list[str]:
+        """Names that have at least one version, sorted."""
+        if not self.root.is_dir():
+            return []
+        folders = (path.name for path in self.root.iterdir() if re.match(NAME_PATTERN, path.name))
+        return sorted(name for name in folders if self.versions(name))
+
+    def versions(self, name: str) -> list[int]:
+        """Versions of a name, ascending; none where there is no such name."""
+        folder = self.root / name
+        if not re.match(NAME_PATTERN, name) or not folder.is_dir():
+            return []
+        numbers = (path.name for path in folder.iterdir() if (path / CARD).is_file())
+        return sorted(int(number) for number in numbers if re.match(r"^[1-9]\d{0,8}$", number))
+
+    def latest(self, name: str) -> Card:
+        """The card of a name's newest version.
+
+        Raises:
+            ModelNotFound: no such name.
+            RegistryError: the card is broken.
+        """
+        versions = self.versions(name)
+        if not versions:
+            known = ", ".join(self.names()) or "none"
+            raise ModelNotFound(f"There is no model {name!r}. Models here: {known}.")
+        return self.card(name, versions[-1])
+
+    def card(self, name: str, version: int) -> Card:
+        """The card of one version.
+
+        Raises:
+            ModelNotFound: no such name or version.
+            RegistryError: the card is broken.
+        """
+        if version not in self.versions(name):
+            raise ModelNotFound(f"There is no version {version} of a model {name!r}.")
+        path = self.folder(name, version) / CARD
+        try:
+            card = Card.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise RegistryError(f"{path} is no valid card: {error}") from error
+        if (card.name, card.version) != (name, version):
+            raise RegistryError(f"{path} is the card of {card.name} {card.version}")
+        return card
+
+    def cards(self) -> list[Card]:
+        """The newest card of every name, sorted by name."""
+        return [self.latest(name) for name in self.names()]
+
+    def load(self, name: str, version: int) -> LoadedModel:
+        """θ and α of one version, after checking the file's SHA-256 against the card.
+
+        Raises:
+            ModelNotFound: no such name or version.
+            RegistryError: the file is missing or broken, or does not fit the card.
+        """
+        card = self.card(name, version)
+        path = self.folder(name, version) / THETA
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise RegistryError(f"{path} cannot be read: {error}") from error
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != card.theta_sha256:
+            raise RegistryError(
+                f"{path} has the SHA-256 {digest}, its card says {card.theta_sha256}: restore the file"
+            )
+        try:
+            tensors = load(content)
+            learner = build_learner(card.input, card.network, card.head)
+        except (SafetensorError, ValueError) as error:
+            raise RegistryError(f"{path} cannot be loaded: {error}") from error
+        theta, alpha = _part(tensors, "theta."), _part(tensors, "alpha.")
+        expected = {key: value.shape for key, value in learner.initial(0).items()}
+        if {key: value.shape for key, value in theta.items()} != expected or set(alpha) != set(
+            theta
+        ):
+            raise RegistryError(
+                f"{path} does not hold the parameters of the card's network and head"
+            )
+        return LoadedModel(card, learner, theta, alpha)
+
+    def save(self, card: Card, content: bytes) -> Path:
+        """Writes a new version: θ first and the card last, for a version is there once its card is.
+
+        Raises:
+            RegistryError: the version exists already.
+        """
+        folder = self.folder(card.name, card.version)
+        if (folder / CARD).exists():
+            raise RegistryError(f"{folder} exists already: raise `version` in the recipe")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / THETA, content)
+        write_atomically(folder / CARD, (card.model_dump_json(indent=2) + "\n").encode())
+        return folder
+
+    def folder(self, name: str, version: int) -> Path:
+        """Where a version lies."""
+        return self.root / name / str(version)
+
+
+def encode_theta(theta: Mapping[str, Tensor], alpha: Mapping[str, Tensor]) -> bytes:
+    """θ and α as one safetensors file; the same tensors give the same bytes."""
+    tensors = {f"theta.{name}": value for name, value in theta.items()}
+    tensors |= {f"alpha.{name}": value for name, value in alpha.items()}
+    return save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> Params:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }

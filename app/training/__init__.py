@@ -1,0 +1,1 @@
+"""The offline job that makes θ: recipe, outer loop, checkpoints, evaluation."""

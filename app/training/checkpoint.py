@@ -1,0 +1,67 @@
+"""Checkpoints: the whole state of a run in one safetensors file, written atomically."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from app.errors import CheckpointError
+from app.files import write_atomically
+from app.training.state import State
+
+ADAM = ("exp_avg", "exp_avg_sq", "step")
+
+
+def save_checkpoint(path: Path, state: State, recipe_digest: str) -> None:
+    """Writes the state of a run.
+
+    Raises:
+        CheckpointError: the folder cannot be written to; the checkpoint before is still whole.
+    """
+    tensors = {}
+    for name, parameter in state.parameters.items():
+        tensors[f"parameter.{name}"] = parameter.detach().cpu().contiguous()
+        for key, value in state.optimizer.state[parameter].items():
+            tensors[f"{key}.{name}"] = value.detach().cpu().contiguous()
+    metadata = {
+        "recipe": recipe_digest,
+        "run": json.dumps({"iteration": state.iteration, "wall_seconds": state.wall_seconds}),
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, save(tensors, metadata))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def restore_checkpoint(path: Path, state: State, recipe_digest: str) -> None:
+    """Puts a fresh state where the checkpoint's run stood.
+
+    Raises:
+        CheckpointError: the file is broken, or of another recipe.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+        run = json.loads(metadata["run"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is no whole checkpoint ({error}): delete it to start anew"
+        ) from error
+    if metadata["recipe"] != recipe_digest:
+        raise CheckpointError(
+            f"{path} belongs to another recipe: use another --run folder, or delete it"
+        )
+    with torch.no_grad():
+        for name, parameter in state.parameters.items():
+            parameter.copy_(tensors[f"parameter.{name}"])
+            moments = {key: tensors[f"{key}.{name}"] for key in ADAM if f"{key}.{name}" in tensors}
+            if moments:
+                state.optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.device)
+                    for key, value in moments.items()
+                }
+    state.iteration, state.wall_seconds = run["iteration"], run["wall_seconds"]

@@ -1,0 +1,73 @@
+"""Measuring a model of the registry on few-shot tasks."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from app.errors import RecipeError
+from app.registry.card import AccuracyFigure
+from app.registry.registry import Registry
+from app.training.evaluate import evaluate
+from app.training.job import Reporter, figure, load_pools
+from app.training.recipe import Measure, Recipe
+
+
+def measure_model(
+    path: Path,
+    wanted: Measure,
+    *,
+    pool: str,
+    steps: int,
+    seed: int,
+    data_root: Path | None,
+    default_root: Path,
+    device: torch.device,
+    reporter: Reporter,
+) -> AccuracyFigure:
+    """Accuracy of a model, each query on its own, on the data that its recipe names.
+
+    Args:
+        path: models/<name> for the newest version, or models/<name>/<version>.
+        wanted: the tasks.
+        pool: `train`, `validation` or `test`.
+        steps: inner steps; 0 takes the model's own.
+        seed: the same seed draws the same tasks.
+        data_root: the data set's folder, or None for its usual place below `default_root`.
+        default_root: the data folder.
+        device: where to compute.
+        reporter: told of the progress.
+
+    Raises:
+        ModelNotFound: there is no such model.
+        JobError: its files or the data are broken, or there is no such pool.
+    """
+    registry, name, version = _locate(path)
+    model = registry.load(name, version or registry.latest(name).version)
+    recipe = Recipe.model_validate(model.card.recipe)
+    folder = data_root or default_root / recipe.data.distribution
+    pools = load_pools(recipe, folder, reporter.loading)
+    if pool not in pools:
+        raise RecipeError(f"there are no {pool!r} classes: use one of {', '.join(pools)}")
+    result = evaluate(
+        model.learner,
+        {key: value.to(device) for key, value in model.theta.items()},
+        {key: value.to(device) for key, value in model.alpha.items()},
+        pools[pool],
+        ways=wanted.ways,
+        shots=wanted.shots,
+        queries=wanted.queries,
+        tasks=wanted.tasks,
+        steps=steps or model.card.steps,
+        seed=seed,
+        progress=lambda done: reporter.measuring(wanted, done),
+    )
+    return figure(recipe.data.split, wanted, seed, result)
+
+
+def _locate(path: Path) -> tuple[Registry, str, int | None]:
+    """The registry, the name and, where the path names one, the version."""
+    path = path.resolve()
+    if re.match(r"^\d+$", path.name):
+        return Registry(path.parent.parent), path.parent.name, int(path.name)
+    return Registry(path.parent), path.name, None

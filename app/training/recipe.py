@@ -1,0 +1,171 @@
+"""A recipe: everything that decides what θ becomes, in one TOML file."""
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from app.data.augment import Jitter
+from app.data.pools import Augmentation, TaskShape
+from app.errors import RecipeError
+from app.registry.card import NAME_PATTERN
+
+
+def _ascending(pair: tuple[int, int]) -> tuple[int, int]:
+    if not 1 <= pair[0] <= pair[1]:
+        raise ValueError("must be [least, most] with 1 <= least <= most")
+    return pair
+
+
+Range = Annotated[tuple[int, int], AfterValidator(_ascending)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Deformation(_Part):
+    """Half-widths of random affine deformations; see `app.data.augment.Jitter` for the units."""
+
+    degrees: float = Field(0.0, ge=0, le=180)
+    scale: float = Field(0.0, ge=0, le=1)
+    shear: float = Field(0.0, ge=0, le=1)
+    shift: float = Field(0.0, ge=0, le=0.5)
+
+    def jitter(self) -> Jitter:
+        """The same for the data floor."""
+        return Jitter(self.degrees, self.scale, self.shear, self.shift)
+
+
+class DataPart(_Part):
+    """Where tasks come from, and how they are varied in meta-training."""
+
+    distribution: Literal["omniglot"]
+    split: Literal["background/evaluation", "1200/423"]
+    symmetries: bool = False
+    """Whether turned and mirrored classes count as new classes."""
+    of_class: Deformation = Deformation()
+    of_picture: Deformation = Deformation()
+
+    def augmentation(self) -> Augmentation:
+        """The same for the data floor."""
+        return Augmentation(self.symmetries, self.of_class.jitter(), self.of_picture.jitter())
+
+
+class NetworkPart(BaseModel):
+    """The network's name and its arguments."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+
+class InnerPart(_Part):
+    """The inner loop."""
+
+    steps: int = Field(ge=1, le=20)
+    """Inner steps that a session takes unless it says otherwise."""
+    alpha_head: float = Field(gt=0)
+    """First value of α for the output rows."""
+    alpha_network: float = Field(gt=0)
+    """First value of α for everything else."""
+    learn_alpha: bool = True
+    """Whether α is learned, one number per parameter tensor and step (Li et al. 2017, Antoniou et al. 2019)."""
+
+
+class Stage(_Part):
+    """One stretch of meta-training. The learning rate falls from its first to its last value by a cosine."""
+
+    iterations: int = Field(ge=1)
+    algorithm: Literal["maml", "first-order-maml"]
+    steps: int = Field(ge=1, le=20)
+    ways: Range
+    shots: Range
+    queries: int = Field(ge=1)
+    tasks: int = Field(ge=1)
+    """Tasks in a meta-batch."""
+    learning_rate: float = Field(gt=0)
+    final_learning_rate: float = Field(0.0, ge=0)
+    alpha_learning_rate: float = Field(0.0, ge=0)
+    """Learning rate of log α; it falls in the same way."""
+
+    def shape(self) -> TaskShape:
+        """The tasks of a meta-batch."""
+        return TaskShape(self.ways, self.shots, self.queries)
+
+
+class Measure(_Part):
+    """Tasks to measure accuracy on: N ways, K shots."""
+
+    ways: int = Field(ge=2)
+    shots: int = Field(ge=1)
+    queries: int = Field(15, ge=1)
+    tasks: int = Field(ge=2)
+
+
+class Validation(Measure):
+    """When and on what the job validates, on classes held out of training."""
+
+    every: int = Field(ge=1)
+    """Meta-iterations between two validations, each followed by a checkpoint."""
+
+
+class Recipe(_Part):
+    """The whole recipe."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    version: int = Field(ge=1)
+    description: str
+    seed: int = Field(ge=0)
+    data: DataPart
+    network: NetworkPart
+    head: str
+    inner: InnerPart
+    stages: list[Stage] = Field(min_length=1)
+    gradient_clip: float = Field(10.0, gt=0)
+    """Largest norm of the meta-gradient."""
+    validation: Validation
+    figures: list[Measure] = []
+    """What is measured at the end, on the test classes, for the card."""
+
+    @property
+    def iterations(self) -> int:
+        """Meta-iterations of all stages together."""
+        return sum(stage.iterations for stage in self.stages)
+
+    def stage_at(self, iteration: int) -> tuple[Stage, float]:
+        """The stage that iteration (from 0) belongs to, and the share of it that is done, in [0, 1)."""
+        for stage in self.stages:
+            if iteration < stage.iterations:
+                return stage, iteration / stage.iterations
+            iteration -= stage.iterations
+        raise ValueError("past the last stage")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, defaults included."""
+        return self.model_dump(mode="json")
+
+    def digest(self) -> str:
+        """SHA-256 of the recipe's meaning: comments and order do not count."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Reads a recipe.
+
+    Raises:
+        RecipeError: the file is missing, no TOML or not a valid recipe; the message names the field.
+    """
+    try:
+        return Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is no TOML: {error}") from error
+    except ValidationError as error:
+        broken = "; ".join(
+            f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors()
+        )
+        raise RecipeError(f"{path} is no valid recipe: {broken}") from error
