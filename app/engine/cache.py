@@ -1,0 +1,59 @@
+"""Adapted weights of recent sessions, on the device, bounded in bytes."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from app.learning.heads import Params
+
+
+@dataclass(frozen=True)
+class Phi:
+    """φ of one session; its head has rows for padding beyond the first `ways`."""
+
+    parameters: Params
+    ways: int
+
+    @property
+    def bytes(self) -> int:
+        """Size on the device."""
+        return sum(value.numel() * value.element_size() for value in self.parameters.values())
+
+
+class PhiCache:
+    """The least recently used φ goes first. Only the device's thread touches it."""
+
+    def __init__(self, capacity_bytes: int):
+        self.capacity_bytes = capacity_bytes
+        self.bytes = self.hits = self.misses = self.evictions = 0
+        self._entries: OrderedDict[str, Phi] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: str) -> Phi | None:
+        """φ of a key, which becomes the most recently used, or None."""
+        phi = self._entries.get(key)
+        if phi is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._entries.move_to_end(key)
+        return phi
+
+    def put(self, key: str, phi: Phi) -> None:
+        """Keeps φ, and drops what is least recently used until all fits. One too large is not kept."""
+        self.drop(key)
+        if phi.bytes > self.capacity_bytes:
+            return
+        self._entries[key] = phi
+        self.bytes += phi.bytes
+        while self.bytes > self.capacity_bytes:
+            _, oldest = self._entries.popitem(last=False)
+            self.bytes -= oldest.bytes
+            self.evictions += 1
+
+    def drop(self, key: str) -> None:
+        """Forgets φ of a key, if it is there."""
+        phi = self._entries.pop(key, None)
+        if phi is not None:
+            self.bytes -= phi.bytes

@@ -1,0 +1,152 @@
+"""Batches on the device: padded to a small set of shapes, all of them warmed before the first request.
+
+Support sets are padded to a power of two of examples, and their head to as many rows (at most
+`max_classes`, rounded up), so that one number is the shape of an adaptation. Queries run in chunks of a few
+sizes. Groups of a power of two of tasks are one batched computation.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from app.engine.cache import Phi
+from app.engine.requests import Floats, SupportSet
+from app.learning.heads import Params
+from app.learning.inner_loop import adapt
+from app.learning.tasks import Examples
+from app.registry.registry import LoadedModel
+
+LEAST_SUPPORT = 8
+QUERY_CHUNKS = (4, 16, 64)
+BATCH_EXAMPLES = 256
+"""Most examples, padding included, in a batch of more than one task: beyond, batching gains nothing."""
+
+
+def padded(count: int, least: int = LEAST_SUPPORT) -> int:
+    """The least power of two that holds `count`, from `least` on."""
+    return max(least, 1 << (count - 1).bit_length())
+
+
+class Computer:
+    """One model version on the device. Only the device's thread calls it."""
+
+    def __init__(self, model: LoadedModel, device: torch.device, max_classes: int):
+        self.card = model.card
+        self.learner = model.learner
+        self.device = device
+        self.most_rows = padded(max_classes)
+        self.theta = {name: value.to(device) for name, value in model.theta.items()}
+        self.alpha = {name: value.to(device) for name, value in model.alpha.items()}
+
+    def adapt(
+        self, supports: Sequence[SupportSet], steps: int
+    ) -> list[tuple[Phi, tuple[float, ...]]]:
+        """Adapts θ to each support set; all must have the same padded size.
+
+        Returns:
+            φ and the support loss (steps + 1) of each, in order.
+        """
+        answers: list[tuple[Phi, tuple[float, ...]]] = []
+        for group in _groups(supports):
+            size = padded(len(group[0].labels))
+            examples, classes = self._pad(group, size)
+            with torch.no_grad():
+                phis, losses = vmap(
+                    lambda support, existing: adapt(
+                        self.learner, self.theta, support, existing, self.alpha, steps
+                    )
+                )(examples, classes)
+            for index, support in enumerate(group):
+                phi = {name: value[index].clone() for name, value in phis.items()}
+                answers.append((Phi(phi, support.ways), tuple(losses[index].tolist())))
+        return answers
+
+    def predict(self, requests: Sequence[tuple[Phi, Floats]]) -> list[Floats]:
+        """Probabilities (Q, ways) of each request's queries (Q, *input_shape), every query on its own."""
+        chunks = [
+            (index, phi, query[start : start + QUERY_CHUNKS[-1]])
+            for index, (phi, query) in enumerate(requests)
+            for start in range(0, len(query), QUERY_CHUNKS[-1])
+        ]
+        by_shape: dict[tuple[int, int], list[tuple[int, Phi, Floats]]] = {}
+        for chunk in chunks:
+            size = next(size for size in QUERY_CHUNKS if len(chunk[2]) <= size)
+            rows = chunk[1].parameters["head.bias"].shape[0]
+            by_shape.setdefault((size, rows), []).append(chunk)
+        answers: list[list[Floats]] = [[] for _ in requests]
+        for (size, _), members in by_shape.items():
+            for group in _groups(members, max(1, BATCH_EXAMPLES // size)):
+                for (index, _, _), answer in zip(group, self._answer(group, size), strict=True):
+                    answers[index].append(answer)
+        return [
+            np.concatenate(parts) if parts else np.empty((0, phi.ways), np.float32)
+            for parts, (phi, _) in zip(answers, requests, strict=True)
+        ]
+
+    def warm(self, sizes: Sequence[int], batch_limit: int) -> None:
+        """Runs every shape once: adaptation of each padded size, queries of each chunk."""
+        shape = self.card.input.shape
+        for size in sizes:
+            inputs = np.zeros((size, *shape), np.float32)
+            support = SupportSet(inputs, np.arange(size) % 2, 2)
+            count = 1
+            while count <= batch_limit and (count == 1 or count * size <= BATCH_EXAMPLES):
+                answers = self.adapt([support] * count, min(2, self.card.steps))
+                for chunk in QUERY_CHUNKS:
+                    if count * chunk <= BATCH_EXAMPLES:
+                        query = np.zeros((chunk, *shape), np.float32)
+                        self.predict([(phi, query) for phi, _ in answers])
+                count *= 2
+
+    def _pad(self, group: Sequence[SupportSet], size: int) -> tuple[Examples, Tensor]:
+        """Support sets as one container (B, size, ...), and which classes exist (B, rows)."""
+        inputs = np.zeros((len(group), size, *self.card.input.shape), np.float32)
+        labels = np.zeros((len(group), size), np.int64)
+        mask = np.zeros((len(group), size), np.bool_)
+        classes = np.zeros((len(group), min(size, self.most_rows)), np.bool_)
+        for index, support in enumerate(group):
+            count = len(support.labels)
+            inputs[index, :count] = support.inputs
+            labels[index, :count] = support.labels
+            mask[index, :count] = True
+            classes[index, : support.ways] = True
+        to = [torch.from_numpy(array).to(self.device) for array in (inputs, labels, mask, classes)]
+        return Examples(*to[:3]), to[3]
+
+    def _answer(self, group: Sequence[tuple[int, Phi, Floats]], size: int) -> list[Floats]:
+        """Probabilities of chunks that are padded to one size, as one batched computation."""
+        inputs = np.zeros((len(group), size, *self.card.input.shape), np.float32)
+        rows = group[0][1].parameters["head.bias"].shape[0]
+        classes = np.zeros((len(group), 1, rows), np.bool_)
+        for index, (_, phi, query) in enumerate(group):
+            inputs[index, : len(query)] = query
+            classes[index, :, : phi.ways] = True
+        phis: Params = {
+            name: torch.stack([phi.parameters[name] for _, phi, _ in group])
+            for name in group[0][1].parameters
+        }
+        with torch.no_grad():
+            logits = vmap(self.learner.logits)(phis, torch.from_numpy(inputs).to(self.device))
+            existing = torch.from_numpy(classes).to(self.device)
+            probabilities = logits.masked_fill(~existing, float("-inf")).softmax(-1).cpu().numpy()
+        return [
+            probabilities[index, : len(query), : phi.ways].copy()
+            for index, (_, phi, query) in enumerate(group)
+        ]
+
+
+Item = TypeVar("Item")
+
+
+def _groups(items: Sequence[Item], most: int | None = None) -> Iterator[Sequence[Item]]:
+    """Cuts items into runs whose lengths are powers of two, at most `most`, the longest first."""
+    start = 0
+    while start < len(items):
+        left = len(items) - start if most is None else min(most, len(items) - start)
+        length = 1 << (left.bit_length() - 1)
+        yield items[start : start + length]
+        start += length

@@ -1,0 +1,284 @@
+"""The engine: callers submit work from any thread and get futures; one thread does it on the device."""
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+import torch
+
+from app.devices import choose_device
+from app.engine.cache import PhiCache
+from app.engine.compute import BATCH_EXAMPLES, LEAST_SUPPORT, Computer, padded
+from app.engine.queue import Entry, WorkQueue
+from app.engine.requests import Adapted, Floats, ModelKey, PhiMissing, SupportSet
+from app.errors import Draining, EngineFailed, NotReady
+from app.registry import Registry
+from app.settings import Settings
+
+FAILURES_IN_A_ROW = 3
+"""After so many failed batches, none of which succeeded alone either, the device is taken for broken."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Adapt:
+    support: SupportSet
+    steps: int
+    query: Floats | None
+
+
+@dataclass(frozen=True)
+class _Predict:
+    query: Floats
+
+
+@dataclass(frozen=True)
+class _Export:
+    pass
+
+
+@dataclass
+class _Counts:
+    """What the device has done so far."""
+
+    batches: int = 0
+    requests: int = 0
+    failures: int = 0
+    busy_seconds: float = 0.0
+    in_a_row: int = field(default=0)
+
+
+class Engine:
+    """Adapts θ to support sets and answers queries with the adapted φ.
+
+    The device belongs to one thread, from `start` to `stop`. Every future ends: with an answer, with PhiMissing,
+    or with a class of `app.errors.Unavailable`. An answer does not depend on which other requests
+    shared its batch.
+    """
+
+    def __init__(self, registry: Registry, settings: Settings):
+        """Reads and verifies every version of every model.
+
+        Raises:
+            RegistryError: a model on disk is broken.
+            DeviceError: the device is not there.
+        """
+        self._settings = settings
+        self._device = choose_device(settings.device)
+        self._models = {
+            ModelKey(name, version): registry.load(name, version)
+            for name in registry.names()
+            for version in registry.versions(name)
+        }
+        self._computers: dict[ModelKey, Computer] = {}
+        self._cache = PhiCache(settings.phi_cache_bytes)
+        self._queue = WorkQueue(settings.queue_limit)
+        self._forgotten: list[str] = []
+        self._counts = _Counts()
+        self._warm = threading.Event()
+        self._failure: EngineFailed | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every shape is warm and the device works."""
+        return self._warm.is_set() and self._failure is None and self._thread.is_alive()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the device is broken; only a restart helps."""
+        return self._failure is not None
+
+    def serves(self, model: ModelKey) -> bool:
+        """Whether the engine holds this version."""
+        return model in self._models
+
+    def start(self) -> None:
+        """Starts the device's thread, which warms every shape first."""
+        self._thread.start()
+
+    def stop(self, drain_seconds: float) -> None:
+        """Takes no more requests, serves those that wait for so long, and fails what is left."""
+        reason = Draining("The server is shutting down; try again shortly.", retry_after_seconds=5)
+        self._queue.close(reason)
+        if self._thread.ident is not None:
+            self._thread.join(drain_seconds)
+        self._queue.fail_all(reason)
+
+    def adapt(
+        self, model: ModelKey, phi_key: str, support: SupportSet, steps: int, query: Floats | None
+    ) -> Future[Adapted]:
+        """Adapts θ to a support set, keeps φ under `phi_key` and answers the query.
+
+        Args:
+            model: which θ.
+            phi_key: names this φ; the same key must always mean the same support set and steps.
+            support: the support set; labels in [0, ways), at least one example of each.
+            steps: inner steps.
+            query: (Q, *input_shape) float32, or None.
+
+        Raises:
+            Unavailable: the queue is full, or the device is not warm, broken or being stopped.
+        """
+        size = padded(len(support.labels))
+        cost = size + (0 if query is None else len(query))
+        return self._submit(
+            model, phi_key, _Adapt(support, steps, query), ("adapt", size, steps), cost
+        )
+
+    def predict(self, model: ModelKey, phi_key: str, query: Floats) -> Future[Floats]:
+        """Probabilities (Q, ways) of queries (Q, *input_shape), by the φ kept under `phi_key`.
+
+        The future raises PhiMissing where the cache has no such φ (any more).
+
+        Raises:
+            Unavailable: as for `adapt`.
+        """
+        return self._submit(model, phi_key, _Predict(query), "predict", len(query))
+
+    def weights(self, model: ModelKey, phi_key: str) -> Future[dict[str, Floats]]:
+        """The φ kept under `phi_key`, by parameter name; the future raises PhiMissing as in `predict`.
+
+        Raises:
+            Unavailable: as for `adapt`.
+        """
+        return self._submit(model, phi_key, _Export(), "export", 1)
+
+    def forget(self, phi_key: str) -> None:
+        """Drops φ from the cache before the next batch."""
+        self._forgotten.append(
+            phi_key
+        )  # the list's append is atomic; the device's thread empties it
+
+    def stats(self) -> dict[str, float]:
+        """Counters since the start, and gauges: queue, batches, failures, the φ cache."""
+        return {
+            "queue_length": len(self._queue),
+            "batches_total": self._counts.batches,
+            "batched_requests_total": self._counts.requests,
+            "batch_failures_total": self._counts.failures,
+            "busy_seconds_total": self._counts.busy_seconds,
+            "phi_cache_sessions": len(self._cache),
+            "phi_cache_bytes": self._cache.bytes,
+            "phi_cache_hits_total": self._cache.hits,
+            "phi_cache_misses_total": self._cache.misses,
+            "phi_cache_evictions_total": self._cache.evictions,
+        }
+
+    def _submit(
+        self, model: ModelKey, phi_key: str, work: object, kind: Hashable, cost: int
+    ) -> Future[Any]:
+        if self._failure is not None:
+            raise self._failure
+        if not self._warm.is_set():
+            raise NotReady("The device is warming up; try again shortly.", retry_after_seconds=2)
+        if model not in self._models:
+            raise ValueError(f"the engine holds no {model}")
+        entry = Entry(model, phi_key, work, (model, kind), cost)
+        self._queue.put(entry)
+        return entry.future
+
+    def _run(self) -> None:
+        """The device's thread. However it ends, nobody is left waiting."""
+        try:
+            self._prepare()
+            self._warm.set()
+            while batch := self._queue.next_batch(self._settings.batch_limit, BATCH_EXAMPLES):
+                self._work_off(batch)
+                if self._counts.in_a_row >= FAILURES_IN_A_ROW:
+                    raise RuntimeError("the device failed again and again")  # noqa: TRY301
+        except BaseException as error:
+            log.exception("the device's thread ended", error=str(error))
+            self._failure = EngineFailed("The device failed; it needs a restart.", 10)
+            self._queue.close(self._failure)
+            self._queue.fail_all(self._failure)
+
+    def _prepare(self) -> None:
+        """Moves every θ to the device and warms every shape that can be asked for."""
+        torch.backends.cudnn.allow_tf32 = False  # answers must agree to 1e-5, whatever the batch
+        began = time.monotonic()
+        sizes, most = [LEAST_SUPPORT], padded(self._settings.max_support)
+        while sizes[-1] < most:
+            sizes.append(2 * sizes[-1])
+        for key, model in self._models.items():
+            self._computers[key] = Computer(model, self._device, self._settings.max_classes)
+            self._computers[key].warm(sizes, self._settings.batch_limit)
+        log.info("the device is warm", seconds=round(time.monotonic() - began, 2))
+
+    def _work_off(self, batch: list[Entry]) -> None:
+        """Runs a batch; where it fails, each of its requests alone, so that one hurts no other."""
+        began = time.monotonic()
+        try:
+            self._execute(batch)
+            self._counts.in_a_row = 0
+        except Exception as error:
+            self._counts.failures += 1
+            log.exception("a batch failed", requests=len(batch), error=str(error))
+            if len(batch) == 1:
+                self._counts.in_a_row += 1
+                failed = EngineFailed("The device failed on this request; try again.", 1)
+                batch[0].future.set_exception(failed)
+            else:
+                for entry in batch:
+                    if not entry.future.done():
+                        self._work_off([entry])
+        self._counts.busy_seconds += time.monotonic() - began
+
+    def _execute(self, batch: list[Entry]) -> None:
+        while self._forgotten:
+            self._cache.drop(self._forgotten.pop())
+        self._counts.batches += 1
+        self._counts.requests += len(batch)
+        run: dict[type, Callable[[list[Entry], Computer], None]] = {
+            _Adapt: self._adapt,
+            _Predict: self._predict,
+            _Export: self._export,
+        }
+        run[type(batch[0].work)](batch, self._computers[batch[0].model])
+
+    def _adapt(self, batch: list[Entry], computer: Computer) -> None:
+        works: list[_Adapt] = [entry.work for entry in batch]
+        adapted = computer.adapt([work.support for work in works], works[0].steps)
+        asking = [
+            (index, phi, work.query)
+            for index, (work, (phi, _)) in enumerate(zip(works, adapted, strict=True))
+            if work.query is not None
+        ]
+        answers = computer.predict([(phi, query) for _, phi, query in asking])
+        probabilities = dict(zip((index for index, _, _ in asking), answers, strict=True))
+        for index, (entry, (phi, losses)) in enumerate(zip(batch, adapted, strict=True)):
+            self._cache.put(entry.phi_key, phi)
+            entry.future.set_result(Adapted(losses, probabilities.get(index)))
+
+    def _predict(self, batch: list[Entry], computer: Computer) -> None:
+        found = []
+        for entry in batch:
+            phi = self._cache.get(entry.phi_key)
+            if phi is None:
+                entry.future.set_exception(PhiMissing(entry.phi_key))
+            else:
+                found.append((entry, phi))
+        answers = computer.predict([(phi, entry.work.query) for entry, phi in found])
+        for (entry, _), answer in zip(found, answers, strict=True):
+            entry.future.set_result(answer)
+
+    def _export(self, batch: list[Entry], computer: Computer) -> None:
+        for entry in batch:
+            phi = self._cache.get(entry.phi_key)
+            if phi is None:
+                entry.future.set_exception(PhiMissing(entry.phi_key))
+            else:
+                entry.future.set_result(
+                    {
+                        name: (value[: phi.ways] if name.startswith("head.") else value)
+                        .cpu()
+                        .numpy()
+                        .copy()
+                        for name, value in phi.parameters.items()
+                    }
+                )
