@@ -1,4 +1,4 @@
-"""The command line: `innerloop serve | train | evaluate | models | db`. Thin: it parses, calls and prints."""
+"""The command line. It is thin: it parses, calls and prints."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the d
 
 
 def main() -> None:
-    """Runs the command line; an error of ours becomes one line and exit status 1, Ctrl-C status 130."""
+    """Runs the command line. An error of ours is one line and exit status 1, Ctrl-C status 130."""
     try:
         cli(standalone_mode=True)
     except InnerloopError as error:
@@ -70,7 +70,7 @@ def train(
     device: DeviceOption = "auto",
     threads: Annotated[int, typer.Option(help="Threads on the CPU; 0 takes them all.")] = 0,
 ) -> None:
-    """Meta-train θ by a recipe and write the next version beside it. Started again, it goes on where it was."""
+    """Meta-train θ by a recipe and write the version beside it; started again, it goes on."""
     import torch
 
     from app.devices import choose_device
@@ -108,7 +108,7 @@ def evaluate(
     device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a model on few-shot tasks: accuracy by inner step, beside the nearest class mean of θ's features."""
+    """Measure a model on few-shot tasks: accuracy by inner step, and the nearest class mean."""
     from app.devices import choose_device
     from app.training.measure import measure_model
     from app.training.progress import ConsoleReporter

@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     models_dir: Path = Path("models")
     """The registry: models/<name>/<version>/."""
     database_url: str = ""
-    """SQLAlchemy URL (sqlite:///... or postgresql+psycopg://...); a SQLite file under the data folder where empty."""
+    """sqlite:///... or postgresql://...; where empty, a SQLite file under the data folder."""
     default_model: str = "omniglot"
     """The model of a session that names none."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")

@@ -1,7 +1,7 @@
-"""Omniglot (Lake, Salakhutdinov & Tenenbaum 2015): 1,623 characters of 50 alphabets, 20 drawers each.
+"""Omniglot (Lake, Salakhutdinov & Tenenbaum 2015): 1,623 characters of 50 alphabets.
 
-Found in a folder as the two released archives or unpacked, downloaded from its authors' repository where it is
-neither, and decoded once to a compact cache of 28 x 28 bytes a drawing.
+Found in a folder as the two released archives or unpacked, downloaded from its authors' repository
+where it is neither, and decoded once to a compact cache of 28 x 28 bytes a drawing.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ from urllib.request import urlopen
 import numpy as np
 from PIL import Image
 
-from app.files import write_atomically
 from app.data.images import prepare_image
 from app.data.pools import ClassPool
 from app.errors import DataError
+from app.files import write_atomically
 from app.registry.card import InputSpec
 
 INPUT = InputSpec(kind="image", shape=(1, 28, 28), dark_on_light=True)
@@ -42,12 +42,13 @@ def _silent(name: str, done: int, total: int) -> None:
 def load_omniglot(folder: Path, split: str, progress: Progress = _silent) -> dict[str, ClassPool]:
     """The pools `train`, `validation` and `test` of a split.
 
-    `background/evaluation`: the 30 background alphabets, 64 characters of which are held out for validation,
-    and the 20 evaluation alphabets to test. `1200/423` (Finn et al. 2017): all characters shuffled, 1,200 to
-    train, 100 of them held out for validation, 423 to test.
+    `background/evaluation`: the 30 background alphabets, 64 characters of which are held out for
+    validation, and the 20 evaluation alphabets to test. `1200/423` (Finn et al. 2017): all
+    characters shuffled, 1,200 to train, 100 of them held out for validation, 423 to test.
 
     Args:
-        folder: where the data set lies, or will lie; the cache is written there too, or, where that is not
+        folder: where the data set lies, or will lie; the cache is written there too, or, where that
+            is not
             allowed, made anew each time.
         split: one of the two.
         progress: told of downloads and decoding.

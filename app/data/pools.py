@@ -15,7 +15,7 @@ from app.learning.tasks import Examples, Task
 
 @dataclass(frozen=True)
 class ClassPool:
-    """Classes with the same number of pictures each. `images` (classes, pictures, C, H, W) uint8."""
+    """Classes of equally many pictures: `images` (classes, pictures, C, H, W) uint8."""
 
     images: NDArray[np.uint8]
     names: tuple[str, ...]
@@ -34,8 +34,9 @@ class TaskShape:
 class Augmentation:
     """What makes new classes and new pictures out of those there are.
 
-    With `symmetries` a class is turned by a multiple of 90 degrees and perhaps mirrored, which makes eight
-    classes of one; `of_class` deforms all pictures of a class in a task alike, `of_picture` each by itself.
+    With `symmetries` a class is turned by a multiple of 90 degrees and perhaps mirrored, which
+    makes eight classes of one; `of_class` deforms all pictures of a class in a task alike,
+    `of_picture` each by itself.
     """
 
     symmetries: bool
@@ -52,9 +53,9 @@ def sample_tasks(
 ) -> Task:
     """Draws a batch of tasks; the same seed draws the same tasks.
 
-    One number of ways and one range of shots is drawn for the whole batch; the shots of a class within that
-    range may differ, and the support sets are then padded. Classes of a task come from different entries of
-    the pool, pictures within a class without replacement.
+    One number of ways and one range of shots is drawn for the whole batch; the shots of a class
+    within that range may differ, and the support sets are then padded. Classes of a task come from
+    different entries of the pool, pictures within a class without replacement.
 
     Args:
         pool: the classes to draw from.
@@ -73,8 +74,8 @@ def sample_tasks(
     classes, pictures = pool.images.shape[:2]
     if shape.ways[1] > classes or shape.shots[1] + shape.queries > pictures:
         raise DataError(
-            f"tasks of {shape.ways[1]} classes with {shape.shots[1]} + {shape.queries} pictures cannot be "
-            f"drawn from {classes} classes of {pictures}: ask for smaller tasks"
+            f"tasks of {shape.ways[1]} classes with {shape.shots[1]} + {shape.queries} pictures "
+            f"cannot be drawn from {classes} classes of {pictures}: ask for smaller tasks"
         )
     ways = int(rng.integers(shape.ways[0], shape.ways[1] + 1))
     most = int(rng.integers(shape.shots[0], shape.shots[1] + 1))

@@ -41,7 +41,7 @@ class PhiCache:
         return phi
 
     def put(self, key: str, phi: Phi) -> None:
-        """Keeps φ, and drops what is least recently used until all fits. One too large is not kept."""
+        """Keeps φ and drops the least recently used until all fits; one too large is not kept."""
         self.drop(key)
         if phi.bytes > self.capacity_bytes:
             return

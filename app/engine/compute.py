@@ -1,8 +1,8 @@
-"""Batches on the device: padded to a small set of shapes, all of them warmed before the first request.
+"""Batches on the device, padded to a small set of shapes that are all warmed beforehand.
 
 Support sets are padded to a power of two of examples, and their head to as many rows (at most
-`max_classes`, rounded up), so that one number is the shape of an adaptation. Queries run in chunks of a few
-sizes. Groups of a power of two of tasks are one batched computation.
+`max_classes`, rounded up), so that one number is the shape of an adaptation. Queries run in chunks
+of a few sizes. Groups of a power of two of tasks are one batched computation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ from app.registry.registry import LoadedModel
 LEAST_SUPPORT = 8
 QUERY_CHUNKS = (4, 16, 64)
 BATCH_EXAMPLES = 256
-"""Most examples, padding included, in a batch of more than one task: beyond, batching gains nothing."""
+"""Most examples, padding included, in a batch of more than one task."""
 
 
 def padded(count: int, least: int = LEAST_SUPPORT) -> int:
@@ -66,7 +66,7 @@ class Computer:
         return answers
 
     def predict(self, requests: Sequence[tuple[Phi, Floats]]) -> list[Floats]:
-        """Probabilities (Q, ways) of each request's queries (Q, *input_shape), every query on its own."""
+        """Probabilities (Q, ways) of each request's queries (Q, *input_shape), each on its own."""
         chunks = [
             (index, phi, query[start : start + QUERY_CHUNKS[-1]])
             for index, (phi, query) in enumerate(requests)

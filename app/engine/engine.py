@@ -1,4 +1,4 @@
-"""The engine: callers submit work from any thread and get futures; one thread does it on the device."""
+"""The engine: callers submit work and get futures; one thread does it on the device."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ from app.registry import Registry
 from app.settings import Settings
 
 FAILURES_IN_A_ROW = 3
-"""After so many failed batches, none of which succeeded alone either, the device is taken for broken."""
+"""After so many requests in a row that failed even alone, the device is taken for broken."""
 
 log = structlog.get_logger(__name__)
 
@@ -56,9 +56,9 @@ class _Counts:
 class Engine:
     """Adapts θ to support sets and answers queries with the adapted φ.
 
-    The device belongs to one thread, from `start` to `stop`. Every future ends: with an answer, with PhiMissing,
-    or with a class of `app.errors.Unavailable`. An answer does not depend on which other requests
-    shared its batch.
+    The device belongs to one thread, from `start` to `stop`. Every future ends: with an answer,
+    with PhiMissing, or with a class of `app.errors.Unavailable`. An answer does not depend on which
+    other requests shared its batch.
     """
 
     def __init__(self, registry: Registry, settings: Settings):
@@ -142,7 +142,7 @@ class Engine:
         return self._submit(model, phi_key, _Predict(query), "predict", len(query))
 
     def weights(self, model: ModelKey, phi_key: str) -> Future[dict[str, Floats]]:
-        """The φ kept under `phi_key`, by parameter name; the future raises PhiMissing as in `predict`.
+        """The φ kept under `phi_key`, by parameter name; PhiMissing as in `predict`.
 
         Raises:
             Unavailable: as for `adapt`.
@@ -191,7 +191,7 @@ class Engine:
             while batch := self._queue.next_batch(self._settings.batch_limit, BATCH_EXAMPLES):
                 self._work_off(batch)
                 if self._counts.in_a_row >= FAILURES_IN_A_ROW:
-                    raise RuntimeError("the device failed again and again")  # noqa: TRY301
+                    raise RuntimeError("the device failed again and again")
         except BaseException as error:
             log.exception("the device's thread ended", error=str(error))
             self._failure = EngineFailed("The device failed; it needs a restart.", 10)
@@ -267,7 +267,7 @@ class Engine:
         for (entry, _), answer in zip(found, answers, strict=True):
             entry.future.set_result(answer)
 
-    def _export(self, batch: list[Entry], computer: Computer) -> None:
+    def _export(self, batch: list[Entry], _: Computer) -> None:
         for entry in batch:
             phi = self._cache.get(entry.phi_key)
             if phi is None:

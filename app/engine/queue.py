@@ -15,7 +15,8 @@ from app.errors import QueueFull, Unavailable
 class Entry:
     """One request.
 
-    Entries of the same `shape` can share a batch, up to a `cost` of one batch; the unit is one example.
+    Entries of the same `shape` can share a batch, up to a `cost` of one batch; the unit is one
+    example.
     """
 
     model: ModelKey

@@ -37,5 +37,5 @@ class Adapted:
     probabilities: Floats | None
 
 
-class PhiMissing(Exception):  # noqa: N818 - a signal to the caller, not a failure
+class PhiMissing(Exception):
     """φ is not in the cache: adapt again with the stored support set."""

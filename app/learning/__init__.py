@@ -1,1 +1,1 @@
-"""The mathematics, in torch only: tasks, networks, heads, losses, the inner loop, meta-objectives."""
+"""The mathematics, in torch only: networks, heads, losses, the inner loop, meta-objectives."""

@@ -14,8 +14,8 @@ class Head(Protocol):
     """What the inner loop needs to know of an output layer."""
 
     starts_equal: bool
-    """Whether every class starts with the same row. Then the logits of a first forward pass are equal,
-    and the gradient of anything below the head is Σ_c (p_c - y_c) w = 0, exactly."""
+    """Whether every class starts with the same row w. Then all logits of the first forward pass
+    are equal, and the gradient of anything below the head is Σ_c (p_c - y_c) w = 0, exactly."""
 
     def initial(self, features: int, generator: torch.Generator) -> Params:
         """The head's part of a fresh θ, for feature vectors of length `features`."""
@@ -35,25 +35,28 @@ def logits(phi: Mapping[str, Tensor], features: Tensor) -> Tensor:
 class SharedRowHead:
     """A head for any number of classes: one learned row that every class starts from.
 
-    Each class's row is w_c = w before the first step (UNICORN-MAML, Ye & Chao 2022), so the order of the
-    labels cannot matter. With p = 1/N for every class the gradient of the class-balanced loss for w_c is
-    (mean over classes of f̄ - f̄_c) / N, with f̄_c the mean feature vector of class c. Hence α of the rows is
-    multiplied by N: a row's step then depends on neither N nor the shots.
+    Each class's row is w_c = w before the first step (UNICORN-MAML, Ye & Chao 2022), so the order
+    of the labels cannot matter. With p = 1/N for every class the gradient of the class-balanced
+    loss for w_c is (mean over classes of f̄ - f̄_c) / N, with f̄_c the mean feature vector of class
+    c. Hence α of the rows is multiplied by N: a row's step then depends on neither N nor the shots.
     """
 
     starts_equal = True
 
     def initial(self, features: int, generator: torch.Generator) -> Params:
+        """One row (1, D) and one bias (1,)."""
         weight = torch.randn(1, features, generator=generator) / features**0.5
         return {"head.weight": weight, "head.bias": torch.zeros(1)}
 
     def start(self, theta: Mapping[str, Tensor], ways: int) -> Params:
+        """The one row for every class."""
         return {
             "head.weight": theta["head.weight"].expand(ways, -1),
             "head.bias": theta["head.bias"].expand(ways),
         }
 
     def rate_factor(self, classes: Tensor) -> Tensor | float:
+        """N, see above."""
         return classes.sum()
 
 
@@ -66,15 +69,18 @@ class FixedHead:
         self.ways = ways
 
     def initial(self, features: int, generator: torch.Generator) -> Params:
+        """Rows (N, D) and biases (N,)."""
         weight = torch.randn(self.ways, features, generator=generator) / features**0.5
         return {"head.weight": weight, "head.bias": torch.zeros(self.ways)}
 
     def start(self, theta: Mapping[str, Tensor], ways: int) -> Params:
+        """Its own rows; ValueError where the task has another number of classes."""
         if ways != self.ways:
             raise ValueError(f"this θ has a head for {self.ways} classes, the task has {ways}")
         return {"head.weight": theta["head.weight"], "head.bias": theta["head.bias"]}
 
     def rate_factor(self, classes: Tensor) -> Tensor | float:  # noqa: ARG002 - N never changes
+        """One: α means what it means in the paper, times N for its sum over classes."""
         return 1.0
 
 

@@ -2,9 +2,9 @@
 
     φ_0 = θ,   φ_{k+1} = φ_k - α_k ∇ L(φ_k; support)       (Finn, Abbeel & Levine 2017, Eq. 1)
 
-It is a pure function. It can be differentiated to second order, and `torch.func.vmap` over support sets
-makes it one batched computation for many tasks; θ, being shared, then stays unbatched, and with it the
-whole of the first forward pass.
+It is a pure function. It can be differentiated to second order, and `torch.func.vmap` over support
+sets makes it one batched computation for many tasks; θ, being shared, then stays unbatched, and
+with it the whole of the first forward pass.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +50,8 @@ def descend(
         classes: (N,) bool, which of the N classes exist.
         alpha: the inner step sizes.
         steps: how many steps, at least 0.
-        first_order: whether gradients are constants for the outer derivative (Finn et al. 2017, §5.2).
+        first_order: whether gradients are constants for the outer derivative (Finn et al. 2017,
+            §5.2).
 
     Returns:
         φ_0 ... φ_steps, and the support loss before each step (one fewer).

@@ -18,8 +18,8 @@ HEAD = "head."
 class Learner:
     """The model of a task, with all parameters passed in.
 
-    Parameters are a flat dict: "network.<name>" and "head.<name>". The network's own parameters only give
-    names, shapes and the first values; they are never read after `initial`.
+    Parameters are a flat dict: "network.<name>" and "head.<name>". The network's own parameters
+    only give names, shapes and the first values; they are never read after `initial`.
     """
 
     def __init__(self, network: nn.Module, head: Head, features: int):
@@ -28,8 +28,8 @@ class Learner:
         ]
         if batch_norms:
             raise ValueError(
-                f"{', '.join(batch_norms)}: batch norm makes an answer depend on the other queries; "
-                "use nn.GroupNorm or nn.LayerNorm"
+                f"{', '.join(batch_norms)}: batch norm makes an answer depend on the other "
+                "queries; use nn.GroupNorm or nn.LayerNorm"
             )
         self.network = network
         self.head = head

@@ -21,7 +21,7 @@ class Outcome(NamedTuple):
 def maml(
     learner: Learner, theta: Mapping[str, Tensor], alpha: Alpha, task: Task, steps: int
 ) -> Outcome:
-    """min_θ L(φ(θ); query), differentiated through the inner steps (Finn et al. 2017, Eq. 1 and 2)."""
+    """L(φ(θ); query), differentiated through the inner steps (Finn et al. 2017, Eq. 1 and 2)."""
     return _outcome(learner, theta, alpha, task, steps, first_order=False)
 
 
@@ -33,7 +33,7 @@ def first_order_maml(
 
 
 def query_accuracy(logits: Tensor, query: Examples, classes: Tensor) -> Tensor:
-    """Share of the queries whose most probable class is the true one, each class weighing the same."""
+    """Share of the queries that are answered right, each class weighing the same."""
     guess = logits.masked_fill(~classes, float("-inf")).argmax(-1)  # (M,)
     return ((guess == query.labels) * example_weights(query, classes)).sum()
 

@@ -1,11 +1,12 @@
 """Networks that turn inputs into feature vectors, by name.
 
 Any `nn.Module` that answers each example on its own can stand here: the inner loop calls it through
-`torch.func.functional_call`. Normalisation is per example (group norm, Wu & He 2018), so that an answer
-does not depend on what else is in the batch.
+`torch.func.functional_call`. Normalisation is per example (group norm, Wu & He 2018), so that an
+answer does not depend on what else is in the batch.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 class ConvNet(nn.Module):
     """The convolutional network of few-shot learning: blocks of 3 x 3 convolution, norm and ReLU.
 
-    With four blocks of 64 filters this is the network of Vinyals et al. (2016) and Finn et al. (2017).
-    Each block halves the picture, by a stride of two or by 2 x 2 max pooling. The features are the last
-    block's activations, normalised over the example where `feature_norm` is set.
+    With four blocks of 64 filters this is the network of Vinyals et al. (2016) and Finn et al.
+    (2017). Each block halves the picture, by a stride of two or by 2 x 2 max pooling. The features
+    are the last block's activations, normalised over the example where `feature_norm` is set.
 
     Input (M, C, H, W), output (M, features).
     """
@@ -54,6 +55,7 @@ class ConvNet(nn.Module):
         self.features = filters * height * width
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Features of each input on its own."""
         hidden = inputs
         for conv, norm in zip(self.convs, self.norms, strict=True):
             hidden = F.relu(norm(conv(hidden)))
@@ -72,12 +74,11 @@ class Mlp(nn.Module):
         for length in input_shape:
             size *= length
         sizes = [size, *hidden]
-        self.layers = nn.ModuleList(
-            nn.Linear(before, after) for before, after in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
         self.features = sizes[-1]
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Features of each input on its own."""
         hidden = inputs.flatten(1)
         for layer in self.layers:
             hidden = F.relu(layer(hidden))

@@ -119,7 +119,8 @@ class Registry:
         digest = hashlib.sha256(content).hexdigest()
         if digest != card.theta_sha256:
             raise RegistryError(
-                f"{path} has the SHA-256 {digest}, its card says {card.theta_sha256}: restore the file"
+                f"{path} has the SHA-256 {digest}, its card says {card.theta_sha256}: "
+                "restore the file"
             )
         try:
             tensors = load(content)

@@ -1,4 +1,4 @@
-"""Accuracy of θ on tasks it has not seen: by step, with its interval, beside the nearest class mean."""
+"""Accuracy of θ on tasks it has not seen, by step, beside the nearest class mean."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -22,8 +22,8 @@ TASKS_AT_ONCE_EXAMPLES = 2000
 class Accuracy:
     """Accuracy over tasks, in percent.
 
-    `interval` is 1.96 standard errors of the mean over tasks to either side (Finn et al. 2017). Every figure
-    is of the same tasks.
+    `interval` is 1.96 standard errors of the mean over tasks to either side (Finn et al. 2017).
+    Every figure is of the same tasks.
     """
 
     mean: float

@@ -86,11 +86,11 @@ def train(
     device: torch.device,
     reporter: Reporter,
 ) -> Path:
-    """Meta-trains θ, from the run folder's checkpoint where there is one, and writes the new version.
+    """Meta-trains θ, from the run's checkpoint where there is one, and writes the version.
 
-    An interrupted run, however it ended, goes on from its last checkpoint and then gives the same θ as one that
-    was not interrupted (on the same machine with the same number of threads). A KeyboardInterrupt leaves
-    a checkpoint at the iteration where it came.
+    An interrupted run, however it ended, goes on from its last checkpoint and then gives the same θ
+    as one that was not interrupted (on the same machine with the same number of threads). A
+    KeyboardInterrupt leaves a checkpoint at the iteration where it came.
 
     Args:
         recipe: how θ is made.
@@ -104,13 +104,15 @@ def train(
         The folder of the new version.
 
     Raises:
-        JobError: the recipe, the data, the checkpoint or the registry is not as needed, or the run diverged;
+        JobError: the recipe, the data, the checkpoint or the registry is not as needed, or the run
+            diverged;
             the last good checkpoint is kept.
     """
     registry = Registry(models_dir)
     if recipe.version in registry.versions(recipe.name):
         raise RegistryError(
-            f"{registry.folder(recipe.name, recipe.version)} exists already: raise `version` in the recipe"
+            f"{registry.folder(recipe.name, recipe.version)} exists already: "
+            "raise `version` in the recipe"
         )
     learner = build_learner(INPUT, recipe.network.model_dump(), recipe.head)
     pools = load_pools(recipe, data_dir, reporter.loading)

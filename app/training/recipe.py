@@ -3,9 +3,9 @@
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.data.augment import Jitter
 from app.data.pools import Augmentation, TaskShape
@@ -19,6 +19,7 @@ def _ascending(pair: tuple[int, int]) -> tuple[int, int]:
     return pair
 
 
+Positive = Annotated[float, Field(gt=0)]
 Range = Annotated[tuple[int, int], AfterValidator(_ascending)]
 
 
@@ -67,16 +68,23 @@ class InnerPart(_Part):
 
     steps: int = Field(ge=1, le=20)
     """Inner steps that a session takes unless it says otherwise."""
-    alpha_head: float = Field(gt=0)
-    """First value of α for the output rows."""
-    alpha_network: float = Field(gt=0)
-    """First value of α for everything else."""
+    alpha_head: list[Positive]
+    """First values of α for the output rows, one for each step."""
+    alpha_network: list[Positive]
+    """First values of α for everything else, one for each step."""
     learn_alpha: bool = True
-    """Whether α is learned, one number per parameter tensor and step (Li et al. 2017, Antoniou et al. 2019)."""
+    """Whether α is learned, by parameter tensor and step (Antoniou et al. 2019, MAML++)."""
+
+    @model_validator(mode="after")
+    def _one_alpha_a_step(self) -> Self:
+        for name in ("alpha_head", "alpha_network"):
+            if len(getattr(self, name)) != self.steps:
+                raise ValueError(f"{name} must have {self.steps} numbers, one for each step")
+        return self
 
 
 class Stage(_Part):
-    """One stretch of meta-training. The learning rate falls from its first to its last value by a cosine."""
+    """One stretch of meta-training; the learning rate falls by a cosine."""
 
     iterations: int = Field(ge=1)
     algorithm: Literal["maml", "first-order-maml"]
@@ -130,13 +138,19 @@ class Recipe(_Part):
     figures: list[Measure] = []
     """What is measured at the end, on the test classes, for the card."""
 
+    @model_validator(mode="after")
+    def _steps_have_alpha(self) -> Self:
+        if any(stage.steps > self.inner.steps for stage in self.stages):
+            raise ValueError(f"no stage may take more than the {self.inner.steps} steps of [inner]")
+        return self
+
     @property
     def iterations(self) -> int:
         """Meta-iterations of all stages together."""
         return sum(stage.iterations for stage in self.stages)
 
     def stage_at(self, iteration: int) -> tuple[Stage, float]:
-        """The stage that iteration (from 0) belongs to, and the share of it that is done, in [0, 1)."""
+        """The stage of an iteration (from 0), and the share of it that is done, in [0, 1)."""
         for stage in self.stages:
             if iteration < stage.iterations:
                 return stage, iteration / stage.iterations
@@ -156,7 +170,8 @@ def load_recipe(path: Path) -> Recipe:
     """Reads a recipe.
 
     Raises:
-        RecipeError: the file is missing, no TOML or not a valid recipe; the message names the field.
+        RecipeError: the file is missing, no TOML or not a valid recipe; the message names the
+            field.
     """
     try:
         return Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))

@@ -21,7 +21,8 @@ LOG_ALPHA = "log_alpha."
 class State:
     """Everything that a run must keep to go on as if nothing had happened.
 
-    `parameters` are θ by name, and log α (T,) by "log_alpha." and name; `optimizer` is Adam over them.
+    `parameters` are θ by name, and log α (T,) by "log_alpha." and name; `optimizer` is Adam over
+    them.
     """
 
     parameters: Params
@@ -51,9 +52,7 @@ def initial_state(recipe: Recipe, learner: Learner, device: torch.device) -> Sta
     first = {
         name: inner.alpha_head if name.startswith(HEAD) else inner.alpha_network for name in theta
     }
-    log_alpha = {
-        LOG_ALPHA + name: torch.full((inner.steps,), math.log(first[name])) for name in theta
-    }
+    log_alpha = {LOG_ALPHA + name: torch.tensor(first[name]).log() for name in theta}
     parameters = {
         name: value.to(device).requires_grad_() for name, value in (theta | log_alpha).items()
     }
