@@ -1,0 +1,53 @@
+"""What the use cases need of the device and of the registry: a test can stand in for both."""
+
+from concurrent.futures import Future
+from typing import Protocol
+
+from app.engine.requests import Adapted, Floats, ModelKey, SupportSet
+from app.registry import Card
+
+
+class Engine(Protocol):
+    """The part of `app.engine.Engine` that the use cases call; none of it blocks.
+
+    Every method that returns a future may raise a class of `app.errors.Unavailable` at once
+    instead. Cancelling a future takes the request back.
+    """
+
+    def serves(self, model: ModelKey) -> bool:
+        """Whether the engine holds this version."""
+        ...
+
+    def adapt(
+        self, model: ModelKey, phi_key: str, support: SupportSet, steps: int, query: Floats | None
+    ) -> Future[Adapted]:
+        """Adapt θ to `support`, keep φ under `phi_key`, answer `query` (Q, *input_shape)."""
+        ...
+
+    def predict(self, model: ModelKey, phi_key: str, query: Floats) -> Future[Floats]:
+        """Probabilities (Q, ways) of `query`; the future raises PhiMissing on a cache miss."""
+        ...
+
+    def weights(self, model: ModelKey, phi_key: str) -> Future[dict[str, Floats]]:
+        """φ by parameter name; the future raises PhiMissing on a cache miss."""
+        ...
+
+    def forget(self, phi_key: str) -> None:
+        """Drop φ from the cache, if it is there."""
+        ...
+
+
+class Registry(Protocol):
+    """The part of `app.registry.Registry` that the use cases call."""
+
+    def versions(self, name: str) -> list[int]:
+        """Versions of a model, ascending; none where there is no such model."""
+        ...
+
+    def latest(self, name: str) -> Card:
+        """The newest version of a model; ModelNotFound lists the known names."""
+        ...
+
+    def card(self, name: str, version: int) -> Card:
+        """The card of one version; ModelNotFound where it is not there."""
+        ...
