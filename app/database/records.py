@@ -57,8 +57,6 @@ class IdempotencyRecord:
     owner: str
     key: str
     request_sha256: str
-    status: int
     body: bytes
-    location: str | None
     session_id: str
     created_at: datetime

@@ -134,8 +134,6 @@ idempotency_keys = Table(
     Column("owner", Text, primary_key=True),
     Column("key", Text, primary_key=True),
     Column("request_sha256", Text, nullable=False),
-    Column("status", Integer, nullable=False),
-    Column("location", Text),
     # A stored answer holds labels and metadata, so it goes with its session.
     Column(
         "session_id",

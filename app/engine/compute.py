@@ -89,18 +89,24 @@ class Computer:
 
     def warm(self, sizes: Sequence[int], batch_limit: int) -> None:
         """Runs every shape once: adaptation of each padded size, queries of each chunk."""
-        shape = self.card.input.shape
         for size in sizes:
-            inputs = np.zeros((size, *shape), np.float32)
+            inputs = np.zeros((size, *self.card.input.shape), np.float32)
             support = SupportSet(inputs, np.arange(size) % 2, 2)
-            count = 1
-            while count <= batch_limit and (count == 1 or count * size <= BATCH_EXAMPLES):
-                answers = self.adapt([support] * count, min(2, self.card.steps))
-                for chunk in QUERY_CHUNKS:
-                    if count * chunk <= BATCH_EXAMPLES:
-                        query = np.zeros((chunk, *shape), np.float32)
-                        self.predict([(phi, query) for phi, _ in answers])
-                count *= 2
+            # Later steps do nothing new: the first may move the head alone, and in the second the
+            # network is still one for all tasks. The largest sets would take seconds for a third.
+            steps = 3 if size <= BATCH_EXAMPLES else 2
+            for count in _powers(min(batch_limit, BATCH_EXAMPLES // size)):
+                adapted = self.adapt([support] * count, steps)
+            if size <= self.most_rows:  # beyond it the head has no more rows
+                self._warm_queries(adapted[0][0], batch_limit)
+
+    def _warm_queries(self, phi: Phi, batch_limit: int) -> None:
+        for chunk in QUERY_CHUNKS:
+            query = np.zeros((chunk, *self.card.input.shape), np.float32)
+            # One large request alone makes many chunks of the last size.
+            most = max(batch_limit, BATCH_EXAMPLES // QUERY_CHUNKS[-1])
+            for count in _powers(min(most, BATCH_EXAMPLES // chunk)):
+                self.predict([(phi, query)] * count)
 
     def _pad(self, group: Sequence[SupportSet], size: int) -> tuple[Examples, Tensor]:
         """Support sets as one container (B, size, ...), and which classes exist (B, rows)."""
@@ -137,6 +143,15 @@ class Computer:
             probabilities[index, : len(query), : phi.ways].copy()
             for index, (_, phi, query) in enumerate(group)
         ]
+
+
+def _powers(most: int) -> Iterator[int]:
+    """The powers of two up to `most`, and 1 in any case."""
+    count = 1
+    yield count
+    while 2 * count <= most:
+        count *= 2
+        yield count
 
 
 Item = TypeVar("Item")

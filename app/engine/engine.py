@@ -174,17 +174,21 @@ class Engine:
         self, model: ModelKey, phi_key: str, work: object, kind: Hashable, cost: int
     ) -> Future[Any]:
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.with_traceback(None)  # it would grow with every raise
         if not self._warm.is_set():
             raise NotReady("The device is warming up; try again shortly.", retry_after_seconds=2)
         if model not in self._models:
-            raise ValueError(f"the engine holds no {model}")
+            raise NotReady(
+                f"{model.name} version {model.version} came after this server started; "
+                "restart it, or try again on another."
+            )
         entry = Entry(model, phi_key, work, (model, kind), cost)
         self._queue.put(entry)
         return entry.future
 
     def _run(self) -> None:
         """The device's thread. However it ends, nobody is left waiting."""
+        batch: list[Entry] | None = None
         try:
             self._prepare()
             self._warm.set()
@@ -193,10 +197,13 @@ class Engine:
                 if self._counts.in_a_row >= FAILURES_IN_A_ROW:
                     raise RuntimeError("the device failed again and again")
         except BaseException as error:
-            log.exception("the device's thread ended", error=str(error))
             self._failure = EngineFailed("The device failed; it needs a restart.", 10)
             self._queue.close(self._failure)
             self._queue.fail_all(self._failure)
+            for entry in batch or []:
+                if not entry.future.done():
+                    entry.future.set_exception(self._failure)
+            log.exception("the device's thread ended", error=str(error))
 
     def _prepare(self) -> None:
         """Moves every θ to the device and warms every shape that can be asked for."""
@@ -212,7 +219,6 @@ class Engine:
 
     def _work_off(self, batch: list[Entry]) -> None:
         """Runs a batch; where it fails, each of its requests alone, so that one hurts no other."""
-        began = time.monotonic()
         try:
             self._execute(batch)
             self._counts.in_a_row = 0
@@ -227,7 +233,6 @@ class Engine:
                 for entry in batch:
                     if not entry.future.done():
                         self._work_off([entry])
-        self._counts.busy_seconds += time.monotonic() - began
 
     def _execute(self, batch: list[Entry]) -> None:
         while self._forgotten:
@@ -239,7 +244,11 @@ class Engine:
             _Predict: self._predict,
             _Export: self._export,
         }
-        run[type(batch[0].work)](batch, self._computers[batch[0].model])
+        began = time.monotonic()
+        try:
+            run[type(batch[0].work)](batch, self._computers[batch[0].model])
+        finally:
+            self._counts.busy_seconds += time.monotonic() - began
 
     def _adapt(self, batch: list[Entry], computer: Computer) -> None:
         works: list[_Adapt] = [entry.work for entry in batch]

@@ -48,7 +48,7 @@ class WorkQueue:
         """
         with self._changed:
             if self._closed is not None:
-                raise self._closed
+                raise self._closed.with_traceback(None)  # it would grow with every raise
             if len(self._entries) >= self.limit:
                 raise QueueFull(
                     f"{self.limit} requests wait for the device already; try again later"

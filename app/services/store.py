@@ -265,9 +265,7 @@ class SessionStore:
             owner=record.owner,
             key=once.key,
             request_sha256=once.request_sha256,
-            status=200,
             body=_ANSWER.dump_json(answer),
-            location=None,
             session_id=record.id,
             created_at=self._now(),
         )

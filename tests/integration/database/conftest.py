@@ -76,9 +76,7 @@ def make_answer() -> Callable[..., IdempotencyRecord]:
             "owner": "ann",
             "key": "key-1",
             "request_sha256": "3c" * 32,
-            "status": 201,
             "body": b'{"id": "ses_"}',
-            "location": f"/v1/sessions/ses_{1:032x}",
             "session_id": f"ses_{1:032x}",
             "created_at": NOON,
         }

@@ -25,9 +25,8 @@ def find_session(database, session_id, owner="ann"):
         return SessionRepository(connection).get(owner, session_id)
 
 
-@pytest.mark.parametrize("location", ["/v1/sessions/ses_1", None])
-def test_an_answer_comes_back_as_it_was_stored(database, make_session, make_answer, location):
-    answer = make_answer(location=location, body=bytes(range(256)))
+def test_an_answer_comes_back_as_it_was_stored(database, make_session, make_answer):
+    answer = make_answer(body=bytes(range(256)))
     create(database, make_session(), answer)
     assert get(database) == answer
 

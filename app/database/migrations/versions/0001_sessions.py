@@ -55,8 +55,6 @@ def upgrade() -> None:
         sa.Column("owner", sa.Text, nullable=False),
         sa.Column("key", sa.Text, nullable=False),
         sa.Column("request_sha256", sa.Text, nullable=False),
-        sa.Column("status", sa.Integer, nullable=False),
-        sa.Column("location", sa.Text),
         sa.Column("session_id", session_id, nullable=False),
         sa.Column("created_at", moment, nullable=False),
         sa.Column("body", sa.LargeBinary, nullable=False),
