@@ -15,7 +15,6 @@ from app.settings import Settings
 
 cli = typer.Typer(
     name="innerloop",
-    help="Personal models from a handful of labelled examples, adapted per request.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,13 +41,22 @@ def main() -> None:
         sys.exit(130)
 
 
-@cli.callback()
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(__version__)
         raise typer.Exit
+
+
+@cli.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and stop."
+        ),
+    ] = False,
+) -> None:
+    """Personal models from a handful of labelled examples, adapted per request."""
 
 
 @cli.command()

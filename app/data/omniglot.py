@@ -6,10 +6,12 @@ where it is neither, and decoded once to a compact cache of 28 x 28 bytes a draw
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
-from urllib.error import URLError
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import numpy as np
@@ -30,6 +32,8 @@ VALIDATION_CHARACTERS = {"background/evaluation": 64, "1200/423": 100}
 SPLIT_SEED = 20170309
 """Which characters are held out must never change: figures would no longer compare."""
 CACHE = "omniglot-28x28.npz"
+_BROKEN = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What reading a broken zip file may raise."""
 
 Progress = Callable[[str, int, int], None]
 """Told of a name, how much is done and how much there is (0 where unknown)."""
@@ -48,8 +52,7 @@ def load_omniglot(folder: Path, split: str, progress: Progress = _silent) -> dic
 
     Args:
         folder: where the data set lies, or will lie; the cache is written there too, or, where that
-            is not
-            allowed, made anew each time.
+            is not allowed, made anew each time.
         split: one of the two.
         progress: told of downloads and decoding.
 
@@ -89,9 +92,9 @@ def _load_all(folder: Path, progress: Progress) -> ClassPool:
     cache = folder / CACHE
     if cache.exists():
         try:
-            with np.load(cache, allow_pickle=False) as stored:
+            with np.load(BytesIO(cache.read_bytes()), allow_pickle=False) as stored:
                 return ClassPool(stored["images"], tuple(str(name) for name in stored["names"]))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (*_BROKEN, ValueError, KeyError) as error:
             raise DataError(
                 f"{cache} is broken ({error}): delete it, it will be made again"
             ) from error
@@ -122,6 +125,8 @@ def _decode_part(
     total = PARTS[part][1]
     drawings: dict[str, list[tuple[str, bytes]]] = {}
     for path, content in _files(folder, part, progress):
+        if path.count("/") < 2:
+            raise DataError(f"{path} in {folder} lies in no <alphabet>/<character>: take it away")
         *_, alphabet, character, file = path.split("/")
         drawings.setdefault(f"{alphabet}/{character}", []).append((file, content))
     for done, (name, files) in enumerate(drawings.items(), start=1):
@@ -157,7 +162,7 @@ def _files(folder: Path, part: str, progress: Progress) -> Iterator[tuple[str, b
             for name in sorted(opened.namelist()):
                 if name.endswith(".png") and not name.startswith("__MACOSX"):
                     yield name, opened.read(name)
-    except (OSError, zipfile.BadZipFile) as error:
+    except _BROKEN as error:
         raise DataError(
             f"{archive} is broken ({error}): delete it, it will be downloaded"
         ) from error
@@ -171,10 +176,14 @@ def _download(url: str, target: Path, progress: Progress) -> None:
             while chunk := response.read(1 << 16):
                 content += chunk
                 progress(f"Downloading {target.name}", len(content), total)
-    except (URLError, OSError) as error:
+        if total and len(content) != total:
+            raise OSError(f"it ended after {len(content)} of {total} bytes")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, bytes(content))
+    except (OSError, HTTPException) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it holds the connection
         raise DataError(
             f"{target} is missing and {url} cannot be downloaded ({error}): "
             f"put {target.name} or the folder {target.stem} into {target.parent}"
         ) from error
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, bytes(content))

@@ -68,7 +68,9 @@ def descend(
             **phi,
             **{
                 name: phi[name]
-                - _rate(alpha, name, step) * learner.rate_factor(name, classes) * gradient[name]
+                - _rate(alpha, name, step, phi[name])
+                * learner.rate_factor(name, classes)
+                * gradient[name]
                 for name in names
             },
         }
@@ -97,8 +99,9 @@ def _support_loss(
     return learner.loss({**phi, **moving}, support, classes)
 
 
-def _rate(alpha: Alpha, name: str, step: int) -> Tensor | float:
+def _rate(alpha: Alpha, name: str, step: int, parameter: Tensor) -> Tensor:
     if isinstance(alpha, Mapping):
         rates = alpha[name]
         return rates[min(step, rates.shape[0] - 1)]
-    return alpha
+    # A plain float times N, an integer tensor, would be rounded to the default precision.
+    return torch.full((), alpha, dtype=parameter.dtype, device=parameter.device)

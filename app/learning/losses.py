@@ -25,7 +25,7 @@ def example_weights(examples: Examples, classes: Tensor) -> Tensor:
     member = member & examples.mask[:, None]
     shots = member.sum(0).clamp(min=1)  # (N,)
     number = classes.sum().clamp(min=1)
-    return (member / (shots * number)).sum(1).to(_real(examples.inputs))
+    return (member.to(_real(examples.inputs)) / (shots * number)).sum(1)
 
 
 def class_balanced_cross_entropy(logits: Tensor, examples: Examples, classes: Tensor) -> Tensor:

@@ -34,6 +34,10 @@ class ConvNet(nn.Module):
         feature_norm: bool = True,
     ):
         super().__init__()
+        if downsample not in ("stride", "pool"):
+            raise ValueError(f'no downsample {downsample!r}: use "stride" or "pool"')
+        if min(filters, blocks, groups) < 1:
+            raise ValueError("filters, blocks and groups must each be at least 1")
         channels, height, width = input_shape
         self.groups = groups
         self.downsample = downsample

@@ -125,7 +125,7 @@ class Registry:
         try:
             tensors = load(content)
             learner = build_learner(card.input, card.network, card.head)
-        except (SafetensorError, ValueError) as error:
+        except (SafetensorError, TypeError, ValueError) as error:
             raise RegistryError(f"{path} cannot be loaded: {error}") from error
         theta, alpha = _part(tensors, "theta."), _part(tensors, "alpha.")
         expected = {key: value.shape for key, value in learner.initial(0).items()}

@@ -120,6 +120,8 @@ def train(
     state = initial_state(recipe, learner, device)
     if job.checkpoint.exists():
         restore_checkpoint(job.checkpoint, state, recipe.digest())
+    else:  # at once, so that a folder that cannot be written to costs no work
+        save_checkpoint(job.checkpoint, state, recipe.digest())
     _meta_train(job, state)
     return _publish(job, state)
 

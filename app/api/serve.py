@@ -1,0 +1,153 @@
+"""Run the server: open the port, serve, drain, and end with an exit code."""
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import sys
+import threading
+from types import FrameType
+from typing import NoReturn
+
+import structlog
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.api.app import create_app
+from app.api.logging import configure
+from app.api.middleware import HEADER, new_request_id
+from app.api.problems import MALFORMED
+from app.api.resources import Resources
+from app.settings import Settings
+
+BACKLOG = 2048
+LAST_BYTES_SECONDS = 2
+"""How long connections may take to end once the application has drained."""
+
+_NO_SUCH_ADDRESS = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+
+_log = structlog.get_logger("app.api")
+
+
+class CannotStartError(Exception):
+    """The server cannot start; the message says in one line what to do."""
+
+
+def run(settings: Settings) -> int:
+    """Serve until a signal ends it.
+
+    Returns:
+        The exit code: 0 after a shutdown that a signal asked for, another where the server could
+        not start. One line on standard error then says why. Where the device still computes when
+        its time to drain is over, the process ends here instead.
+
+    Raises:
+        InnerloopError: a model on disk is broken, or the device is not there.
+    """
+    # uvicorn raises the signal again once it has shut down, for the handler that was there before.
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, _end)
+    configure(settings.log_format)
+    try:
+        sockets = _listen(settings.host, settings.port)
+        resources = _build(settings)
+    except CannotStartError as error:
+        print(f"innerloop: {error}", file=sys.stderr)
+        return 1
+    config = uvicorn.Config(
+        create_app(settings, resources),
+        http=_Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=LAST_BYTES_SECONDS,
+    )
+    for listener in sockets:
+        host, port = listener.getsockname()[:2]
+        _log.info("listening", host=host, port=port)
+    try:
+        _DrainingServer(config).run(sockets)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    if threading.active_count() > 1:
+        # The end of the interpreter would abort the process under a thread that computes.
+        sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+class _Protocol(HttpToolsProtocol):
+    """Answers what is no HTTP with a problem as well."""
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's own words
+        """Answer and hang up."""
+        request_id = new_request_id()
+        answer = MALFORMED.response(request_id.decode())
+        headers = [*answer.raw_headers, (HEADER, request_id)]
+        lines = [b"HTTP/1.1 400 Bad Request", *(b": ".join(header) for header in headers)]
+        self.transport.write(b"\r\n".join([*lines, b"", answer.body]))
+        self.transport.close()
+
+
+class _DrainingServer(uvicorn.Server):
+    """Drains the application while the port is still open, so that late callers get an answer."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain, then close the port and the connections."""
+        drain = asyncio.create_task(self.lifespan.shutdown())
+        while not (drain.done() or self.force_exit):
+            await asyncio.wait({drain}, timeout=0.1)
+        await super().shutdown(sockets)
+
+
+def _build(settings: Settings) -> Resources:
+    try:
+        resources = Resources.build(settings)
+    except ValueError as error:
+        raise CannotStartError(f"INNERLOOP_DATABASE_URL: {error}") from error
+    names = resources.registry.names()
+    if not names:
+        raise CannotStartError(
+            f"there is no model in {settings.models_dir}: make one with `innerloop train`,"
+            " or set INNERLOOP_MODELS_DIR"
+        )
+    if settings.default_model not in names:
+        _log.warning("the default model is not there", model=settings.default_model, known=names)
+    return resources
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Open the port on every address of the host, before anything takes time."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise CannotStartError(f"the host {host} is not known: set INNERLOOP_HOST") from error
+    listeners = []
+    for family, _, _, _, address in found:
+        try:
+            listeners.append(
+                socket.create_server((str(address[0]), port), family=family, backlog=BACKLOG)
+            )
+        except OSError as error:
+            if error.errno in _NO_SUCH_ADDRESS and len(found) > 1:
+                continue  # such as ::1 of localhost on a machine without IPv6
+            raise CannotStartError(_refusal(error, host, port)) from error
+    if not listeners:
+        raise CannotStartError(f"no address of {host} is this machine's: set INNERLOOP_HOST")
+    return listeners
+
+
+def _refusal(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} of {host} is taken: end the other server, or set INNERLOOP_PORT"
+    return f"cannot listen on port {port} of {host}: {error.strerror}"
+
+
+def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)

@@ -1,0 +1,26 @@
+"""What tests of every kind share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ARCHIVES = ("images_background.zip", "images_evaluation.zip")
+
+
+@pytest.fixture(scope="session")
+def omniglot_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A writable folder with the two archives of the real Omniglot, and nothing else.
+
+    They are looked for in INNERLOOP_TEST_OMNIGLOT, else in `shared/data/omniglot` next to the
+    checkout.
+    """
+    given = os.environ.get("INNERLOOP_TEST_OMNIGLOT")
+    source = Path(given) if given else Path(__file__).parents[2] / "shared" / "data" / "omniglot"
+    missing = [name for name in ARCHIVES if not (source / name).is_file()]
+    if missing:
+        pytest.skip(f"{source} has no {' and no '.join(missing)}: set INNERLOOP_TEST_OMNIGLOT")
+    folder = tmp_path_factory.mktemp("omniglot")
+    for name in ARCHIVES:
+        (folder / name).symlink_to((source / name).resolve())
+    return folder

@@ -1,0 +1,151 @@
+"""Real servers in processes of their own, with the bundled models and databases of their own."""
+
+import base64
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import pytest
+
+MODELS = Path(__file__).parents[2] / "models"
+START_SECONDS = 300
+STOP_SECONDS = 60
+POLL_SECONDS = 0.1
+SETTINGS = {
+    "INNERLOOP_HOST": "127.0.0.1",
+    "INNERLOOP_MODELS_DIR": str(MODELS),
+    "INNERLOOP_DEVICE": "cpu",
+    # Small limits make for few shapes to warm.
+    "INNERLOOP_MAX_SUPPORT": "128",
+    "INNERLOOP_MAX_CLASSES": "64",
+    "INNERLOOP_MAX_BODY_BYTES": "1000000",
+    "INNERLOOP_DRAIN_SECONDS": "5",
+}
+
+
+@dataclass
+class Server:
+    """A server's process; `log` is the file that its output goes to."""
+
+    process: subprocess.Popen
+    url: str
+    log: Path
+    client: httpx2.Client
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit code."""
+        return self.process.wait(STOP_SECONDS)
+
+    def wait_until(self, probe: str) -> None:
+        """Wait until `live` or `ready` answers 200."""
+        give_up = time.monotonic() + START_SECONDS
+        while self.process.poll() is None and time.monotonic() < give_up:
+            try:
+                if self.client.get(f"/health/{probe}").status_code == 200:
+                    return
+            except httpx2.TransportError:
+                pass
+            time.sleep(POLL_SECONDS)
+        raise AssertionError(f"the server did not become {probe}:\n{self.log.read_text()}")
+
+
+StartServer = Callable[..., AbstractContextManager[Server]]
+
+
+def environment(folder: Path, **changes: str) -> dict[str, str]:
+    """The environment of a server whose data lie in `folder`."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("INNERLOOP_")}
+    return {**ours, **SETTINGS, "INNERLOOP_DATA_DIR": str(folder), **changes}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@contextmanager
+def running(folder: Path, until: str, **changes: str) -> Iterator[Server]:
+    """Run a server, and kill it at the end where it still runs."""
+    port = free_port()
+    variables = environment(folder, **{"INNERLOOP_PORT": str(port), **changes})
+    log = folder / f"{port}.log"
+    with log.open("w") as output:
+        command = [sys.executable, "-m", "app", "serve"]
+        process = subprocess.Popen(command, env=variables, stdout=output, stderr=subprocess.STDOUT)
+    url = f"http://127.0.0.1:{port}"
+    with httpx2.Client(base_url=url, timeout=60) as client:
+        server = Server(process, url, log, client)
+        try:
+            server.wait_until(until)
+            yield server
+        finally:
+            if process.poll() is None:
+                server.signal(signal.SIGKILL)
+                server.wait()
+
+
+@pytest.fixture(scope="session")
+def models_folder() -> Path:
+    """The bundled models."""
+    if not list(MODELS.glob("*/*/card.json")):
+        pytest.skip("models/ holds no version of any model yet: make one with `innerloop train`")
+    return MODELS
+
+
+@pytest.fixture(scope="session")
+def server(models_folder, tmp_path_factory) -> Iterator[Server]:
+    """One server for all tests that leave it running."""
+    with running(tmp_path_factory.mktemp("server"), "ready") as server:
+        yield server
+
+
+@pytest.fixture
+def client(server) -> httpx2.Client:
+    return server.client
+
+
+@pytest.fixture
+def start_server(models_folder, tmp_path) -> StartServer:
+    """Starts a server of the test's own: `with start_server(INNERLOOP_...="...") as server`.
+
+    All that one test starts share a data folder, and so a database.
+    """
+
+    def start(until: str = "ready", **changes: str) -> AbstractContextManager[Server]:
+        return running(tmp_path, until, **changes)
+
+    return start
+
+
+@pytest.fixture
+def server_environment(tmp_path) -> dict[str, str]:
+    """The environment of a server, for a test that starts it by itself."""
+    return environment(tmp_path, INNERLOOP_PORT=str(free_port()))
+
+
+@pytest.fixture(scope="session")
+def drawing(omniglot_folder) -> Callable[[int, int], dict]:
+    """Gives the input with one hand's drawing of one character that no model was trained on."""
+    characters: dict[str, list[bytes]] = {}
+    with zipfile.ZipFile(omniglot_folder / "images_evaluation.zip") as archive:
+        for name in sorted(archive.namelist()):
+            if name.endswith(".png"):
+                characters.setdefault(name.rpartition("/")[0], []).append(archive.read(name))
+    drawings = list(characters.values())
+
+    def draw(character: int, hand: int) -> dict:
+        return {"image": base64.b64encode(drawings[character][hand]).decode()}
+
+    return draw

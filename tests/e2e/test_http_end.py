@@ -1,0 +1,82 @@
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx2
+import pytest
+
+
+def connect(server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", httpx2.URL(server.url).port), timeout=60)
+
+
+def request_head(length: int) -> bytes:
+    return (
+        "POST /v1/sessions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    ).encode()
+
+
+def read_answer(connection: socket.socket) -> tuple[int, bytes]:
+    answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), body
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_an_idle_server_at_once_with_exit_code_0(start_server, number):
+    with start_server() as server:
+        began = time.monotonic()
+        server.signal(number)
+        assert server.wait() == 0
+        assert time.monotonic() - began < 4  # INNERLOOP_DRAIN_SECONDS is 5
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_a_server_that_is_still_warming_up_answers_probes_and_ends_by_a_signal(start_server):
+    with start_server(until="live") as server:
+        ready = server.client.get("/health/ready")
+        assert ready.status_code == 503
+        assert ready.json()["code"] in ("not_ready", "database_unavailable")
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+
+
+def test_a_request_in_flight_is_answered_and_a_new_one_is_told_to_try_again(start_server):
+    body = json.dumps({"support": []}).encode()
+    with start_server() as server, connect(server) as in_flight:
+        in_flight.sendall(request_head(len(body)) + body[:5])
+        time.sleep(0.3)
+        server.signal(signal.SIGTERM)
+        time.sleep(0.5)
+        late = httpx2.get(f"{server.url}/v1/models")
+        assert late.status_code == 503
+        assert late.json()["code"] == "draining"
+        assert int(late.headers["retry-after"]) >= 1
+        assert httpx2.get(f"{server.url}/health/live").status_code == 200
+        in_flight.sendall(body[5:])
+        status, answer = read_answer(in_flight)
+        assert (status, json.loads(answer)["code"]) == (422, "invalid_input")
+        assert server.wait() == 0
+
+
+def test_a_caller_who_never_ends_cannot_hold_up_the_end(start_server):
+    with start_server() as server, connect(server) as never_ending:
+        never_ending.sendall(request_head(100) + b"{")
+        time.sleep(0.3)
+        began = time.monotonic()
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert 4 < time.monotonic() - began < 15  # INNERLOOP_DRAIN_SECONDS is 5
+
+
+def test_a_server_without_models_says_so_in_one_line(server_environment, tmp_path):
+    server_environment["INNERLOOP_MODELS_DIR"] = str(tmp_path / "none")
+    command = [sys.executable, "-m", "app", "serve"]
+    done = subprocess.run(command, env=server_environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("innerloop: there is no model in ")

@@ -1,0 +1,134 @@
+from math import cos, exp, radians, sin
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from app.data.augment import Jitter, jitter
+
+SIZE = 12
+
+
+class Utmost(np.random.Generator):
+    """A generator whose uniform numbers are all the upper end of their range."""
+
+    def __init__(self):
+        super().__init__(np.random.PCG64(0))
+
+    def uniform(self, low=0.0, high=1.0, size=None):
+        return np.full(size, high)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def utmost(images: Tensor, of_class: Jitter, of_picture: Jitter | None = None) -> Tensor:
+    return jitter(images, Utmost(), of_class, of_picture or Jitter())
+
+
+def bilinear(picture: np.ndarray, x: float, y: float) -> float:
+    """The value at pixel coordinates, 0 outside, by the four pixels around."""
+    total, left, top = 0.0, int(np.floor(x)), int(np.floor(y))
+    for row in (top, top + 1):
+        for column in (left, left + 1):
+            if 0 <= row < picture.shape[0] and 0 <= column < picture.shape[1]:
+                weight = (1 - abs(x - column)) * (1 - abs(y - row))
+                total += weight * picture[row, column]
+    return total
+
+
+def pulled(picture: np.ndarray, matrix: np.ndarray, shift: tuple[float, float]) -> np.ndarray:
+    """Each pixel takes what lies at matrix (p - centre) + centre + shift, p = (x, y)."""
+    height, width = picture.shape
+    centre = np.array([(width - 1) / 2, (height - 1) / 2])
+    result = np.empty_like(picture)
+    for y in range(height):
+        for x in range(width):
+            result[y, x] = bilinear(picture, *(matrix @ ([x, y] - centre) + centre + shift))
+    return result
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_zero_widths_are_the_identity(channels):
+    images = noise(2, 3, 4, channels, SIZE, SIZE)
+    moved = jitter(images, np.random.default_rng(0), Jitter(), Jitter())
+    torch.testing.assert_close(moved, images, rtol=0, atol=1e-5)
+
+
+def test_a_shift_by_whole_pixels_moves_them_and_lets_ground_in():
+    images = noise(1, 1, 2, 1, SIZE, SIZE)
+    for of_class, of_picture in (
+        (Jitter(shift=3 / SIZE), None),
+        (Jitter(), Jitter(shift=3 / SIZE)),
+    ):
+        moved = utmost(images, of_class, of_picture)
+        expected = torch.zeros_like(images)
+        expected[..., : SIZE - 3, : SIZE - 3] = images[..., 3:, 3:]
+        torch.testing.assert_close(moved, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [SIZE, 9])
+@pytest.mark.parametrize("quarters", [1, 2])
+def test_quarter_turns_are_exact(size, quarters):
+    images = noise(1, 2, 2, 1, size, size)
+    moved = utmost(images, Jitter(degrees=90 * quarters))
+    expected = torch.from_numpy(np.rot90(images.numpy(), quarters, axes=(-2, -1)).copy())
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-5)
+
+
+def test_a_turn_of_the_class_and_one_of_the_picture_add_up():
+    images = noise(1, 2, 2, 1, SIZE, SIZE)
+    moved = utmost(images, Jitter(degrees=60), Jitter(degrees=30))
+    torch.testing.assert_close(moved, utmost(images, Jitter(degrees=90)), rtol=0, atol=1e-5)
+
+
+def test_rotation_scale_shear_and_shift_are_bilinear_samples_at_the_moved_places():
+    picture = noise(10, 14).double().numpy()
+    degrees, scale, shear, shift = 25.0, 0.2, 0.15, 0.1
+    a, k = radians(degrees), exp(scale)
+    rotation = np.array([[cos(a), -sin(a)], [sin(a), cos(a)]])
+    square = k * rotation @ np.array([[1, shear], [0, 1]])
+    # Angles are those of coordinates in which the picture is a square of side 2.
+    stretch = np.diag([14 / 2, 10 / 2])
+    matrix = stretch @ square @ np.linalg.inv(stretch)
+    expected = pulled(picture, matrix, (14 * shift, 10 * shift))
+    images = torch.from_numpy(picture).float().view(1, 1, 1, 1, 10, 14)
+    moved = utmost(images, Jitter(degrees, scale, shear, shift))
+    np.testing.assert_allclose(moved[0, 0, 0, 0].numpy(), expected, rtol=0, atol=1e-5)
+
+
+def test_all_channels_of_a_picture_move_together():
+    images = noise(1, 2, 3, 1, SIZE, SIZE).expand(-1, -1, -1, 3, -1, -1)
+    moved = jitter(images, np.random.default_rng(0), Jitter(30, 0.1, 0.1, 0.1), Jitter(10))
+    assert torch.equal(moved[..., 0, :, :], moved[..., 2, :, :])
+
+
+def test_of_class_moves_all_pictures_of_a_class_alike_and_classes_apart():
+    images = noise(1, 1, 1, 1, SIZE, SIZE).expand(3, 4, 5, -1, -1, -1)
+    wild = Jitter(30, 0.2, 0.2, 0.1)
+    moved = jitter(images, np.random.default_rng(0), wild, Jitter())
+    assert torch.equal(moved, moved[:, :, :1].expand(-1, -1, 5, -1, -1, -1))
+    classes = moved[:, :, 0].flatten(0, 1)
+    assert len({picture.numpy().tobytes() for picture in classes}) == 12
+
+
+def test_of_picture_moves_each_by_itself():
+    images = noise(1, 1, 1, 1, SIZE, SIZE).expand(3, 4, 5, -1, -1, -1)
+    moved = jitter(images, np.random.default_rng(0), Jitter(), Jitter(30, 0.2, 0.2, 0.1))
+    assert len({picture.numpy().tobytes() for picture in moved.flatten(0, 2)}) == 60
+
+
+def test_deformations_stay_within_their_half_widths_on_both_sides():
+    """A single bright pixel in the middle shows how far a picture was shifted."""
+    images = torch.zeros(1, 1, 500, 1, 21, 21)
+    images[..., 10, 10] = 1
+    moved = jitter(images, np.random.default_rng(0), Jitter(), Jitter(shift=3 / 21)).squeeze()
+    places = torch.arange(21.0)
+    mass = moved.sum((1, 2))
+    for axis in (1, 2):
+        centre = (moved.sum(3 - axis) * places).sum(1) / mass - 10
+        assert centre.abs().max() <= 3 + 1e-4
+        assert centre.min() < -2.8
+        assert centre.max() > 2.8

@@ -1,0 +1,219 @@
+from collections import Counter
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from app.data.augment import Jitter
+from app.data.pools import Augmentation, ClassPool, TaskShape, sample_tasks
+from app.errors import DataError
+from app.learning.tasks import Task
+
+CLASSES, PICTURES = 12, 10
+STILL = Jitter()
+
+
+@pytest.fixture
+def pool() -> ClassPool:
+    """Each picture is of one grey, which tells its class and its number."""
+    greys = np.arange(CLASSES * PICTURES, dtype=np.uint8).reshape(CLASSES, PICTURES, 1, 1, 1)
+    images = np.broadcast_to(greys, (CLASSES, PICTURES, 1, 2, 2)).copy()
+    return ClassPool(images, tuple(f"class {number}" for number in range(CLASSES)))
+
+
+def identities(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Class and number of each picture, (B, M) each."""
+    greys = (inputs * 255).round().long()
+    assert bool((greys == greys[..., :1, :1, :1]).all())
+    return greys[..., 0, 0, 0] // PICTURES, greys[..., 0, 0, 0] % PICTURES
+
+
+def shots_of(task: Task) -> Tensor:
+    """Support examples of each class of each task, (B, N)."""
+    one_hot = torch.nn.functional.one_hot(task.support.labels, task.classes.shape[1])
+    return (one_hot * task.support.mask[..., None]).sum(1)
+
+
+def assert_equal(one: Task, other: Task) -> None:
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_the_same_seed_draws_the_same_tasks(pool):
+    shape = TaskShape((2, 5), (1, 5), 2)
+    augmentation = Augmentation(True, Jitter(20, 0.1, 0.1, 0.1), Jitter(10, 0.1, 0.1, 0.1))
+    for seed in ([3], [3, 7]):
+        first = sample_tasks(pool, shape, 4, seed, augmentation)
+        np.random.default_rng(0).random()
+        torch.rand(3)
+        assert_equal(sample_tasks(pool, shape, 4, seed, augmentation), first)
+
+
+def test_other_seeds_draw_other_tasks(pool):
+    shape = TaskShape((5, 5), (2, 2), 2)
+    drawn = [
+        sample_tasks(pool, shape, 4, seed).support.inputs for seed in ([3], [4], [3, 1], [4, 1])
+    ]
+    for index, one in enumerate(drawn):
+        assert not any(torch.equal(one, other) for other in drawn[:index])
+
+
+def test_tasks_of_a_batch_differ(pool):
+    classes, _ = identities(sample_tasks(pool, TaskShape((5, 5), (1, 1), 1), 8, [0]).support.inputs)
+    assert len({tuple(row) for row in classes.tolist()}) == 8
+
+
+def test_shapes_and_types(pool):
+    task = sample_tasks(pool, TaskShape((3, 3), (2, 2), 4), 6, [0])
+    assert task.support.inputs.shape == (6, 3 * 2, 1, 2, 2)
+    assert task.query.inputs.shape == (6, 3 * 4, 1, 2, 2)
+    for part, each in ((task.support, 2), (task.query, 4)):
+        assert part.inputs.dtype == torch.float32
+        assert part.labels.tolist() == [sorted([*range(3)] * each)] * 6
+        assert part.labels.dtype == torch.int64
+        assert bool(part.mask.all())
+    assert task.classes.tolist() == [[True] * 3] * 6
+
+
+def test_a_label_is_one_class_and_classes_of_a_task_are_distinct(pool):
+    for seed in range(10):
+        task = sample_tasks(pool, TaskShape((2, CLASSES), (1, 4), 3), 8, [seed])
+        ways = task.classes.shape[1]
+        of_support, _ = identities(task.support.inputs)
+        of_query, _ = identities(task.query.inputs)
+        for index in range(8):
+            by_label: dict[int, set[int]] = {}
+            for part, found in ((task.support, of_support), (task.query, of_query)):
+                for label, number in zip(
+                    part.labels[index].tolist(), found[index].tolist(), strict=True
+                ):
+                    by_label.setdefault(label, set()).add(number)
+            assert sorted(by_label) == list(range(ways))
+            assert all(len(numbers) == 1 for numbers in by_label.values())
+            assert len(set.union(*by_label.values())) == ways
+
+
+def test_no_picture_is_drawn_twice_in_a_task(pool):
+    for seed in range(10):
+        task = sample_tasks(pool, TaskShape((4, 4), (1, 6), 4), 8, [seed])
+        drawn = torch.cat([task.support.inputs, task.query.inputs], 1)
+        classes, numbers = identities(drawn)
+        for index in range(8):
+            pairs = list(zip(classes[index].tolist(), numbers[index].tolist(), strict=True))
+            assert len(set(pairs)) == len(pairs)
+
+
+def test_every_class_and_every_picture_takes_part_evenly(pool):
+    task = sample_tasks(pool, TaskShape((3, 3), (2, 2), 1), 2000, [1])
+    classes, numbers = identities(task.support.inputs)
+    # 1,000 expected of each class, 1,200 of each number; five standard deviations of slack.
+    for found, count in ((classes, CLASSES), (numbers, PICTURES)):
+        tally = torch.bincount(found.flatten(), minlength=count)
+        expected = found.numel() / count
+        assert len(tally) == count
+        assert (tally - expected).abs().max() < 5 * (2 * expected) ** 0.5
+
+
+def test_shots_and_ways_stay_within_their_ranges_and_reach_their_ends(pool):
+    ways, shots, ragged = Counter(), Counter(), 0
+    for seed in range(60):
+        task = sample_tasks(pool, TaskShape((2, 5), (2, 5), 1), 3, [seed])
+        counts = shots_of(task)
+        ways[task.classes.shape[1]] += 1
+        shots.update(counts.flatten().tolist())
+        ragged += int((counts.max(1).values > counts.min(1).values).sum())
+        # What is padded for one class is a picture of another.
+        assert (counts.max(1).values * counts.shape[1] == task.support.mask.shape[1]).all()
+    assert set(ways) == {2, 3, 4, 5}
+    assert set(shots) == {2, 3, 4, 5}
+    assert ragged > 60
+
+
+def test_one_number_of_shots_leaves_no_padding(pool):
+    task = sample_tasks(pool, TaskShape((4, 4), (3, 3), 2), 5, [0])
+    assert bool((shots_of(task) == 3).all())
+    assert bool(task.support.mask.all())
+
+
+@pytest.mark.parametrize(
+    ("shape", "numbers"),
+    [
+        (TaskShape((2, 13), (1, 1), 1), ("13 classes", "1 + 1", "12 classes of 10")),
+        (TaskShape((2, 5), (1, 7), 4), ("5 classes", "7 + 4", "12 classes of 10")),
+    ],
+)
+def test_a_pool_that_is_too_small_is_told_with_the_numbers(pool, shape, numbers):
+    with pytest.raises(DataError) as caught:
+        sample_tasks(pool, shape, 2, [0])
+    for number in numbers:
+        assert number in str(caught.value)
+
+
+def test_the_whole_pool_can_be_one_task(pool):
+    task = sample_tasks(pool, TaskShape((12, 12), (6, 6), 4), 1, [0])
+    classes, _ = identities(task.support.inputs)
+    assert sorted(set(classes[0].tolist())) == list(range(12))
+
+
+def squares() -> list[np.ndarray]:
+    """The eight symmetries of a picture that has none, by the definition of each."""
+    picture = np.arange(9).reshape(3, 3)
+    turned = []
+    for mirrored, quarters in product((False, True), range(4)):
+        image = picture.T if mirrored else picture
+        for _ in range(quarters):
+            image = np.array([[image[x, 2 - y] for x in range(3)] for y in range(3)])
+        turned.append(image)
+    return turned
+
+
+def test_symmetries_make_all_eight_of_a_class_and_the_same_for_all_its_pictures():
+    images = np.broadcast_to(np.arange(9, dtype=np.uint8).reshape(3, 3), (4, 6, 1, 3, 3))
+    pool = ClassPool(images, ("a", "b", "c", "d"))
+    augmentation = Augmentation(True, STILL, STILL)
+    task = sample_tasks(pool, TaskShape((4, 4), (2, 2), 3), 100, [0], augmentation)
+    by_class = torch.cat(
+        [task.support.inputs.unflatten(1, (4, 2)), task.query.inputs.unflatten(1, (4, 3))], 2
+    )
+    found = Counter()
+    for pictures in (by_class * 255).round().int().flatten(0, 1).numpy():
+        assert (pictures == pictures[:1]).all()
+        found[pictures[0].tobytes()] += 1
+    expected = [square.astype(np.int32).tobytes() for square in squares()]
+    assert len(set(expected)) == 8
+    assert set(found) == set(expected)
+    assert min(found.values()) > 25  # of 50 expected
+
+
+def test_without_augmentation_pictures_are_the_bytes_as_they_are():
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 4, 4), dtype=np.uint8)
+    task = sample_tasks(ClassPool(images, ("a", "b")), TaskShape((2, 2), (2, 2), 1), 5, [0])
+    known = {(image.astype(np.float32) / 255).tobytes() for row in images for image in row}
+    drawn = torch.cat([task.support.inputs, task.query.inputs], 1).flatten(0, 1).numpy()
+    assert {image.tobytes() for image in drawn} == known
+
+
+def test_augmentation_without_symmetries_and_of_zero_width_changes_nothing():
+    images = np.random.default_rng(0).integers(0, 256, (6, 6, 1, 5, 5), dtype=np.uint8)
+    pool, shape = ClassPool(images, tuple("abcdef")), TaskShape((2, 5), (1, 4), 2)
+    plain = sample_tasks(pool, shape, 4, [5])
+    augmented = sample_tasks(pool, shape, 4, [5], Augmentation(False, STILL, STILL))
+    torch.testing.assert_close(augmented, plain, rtol=0, atol=1e-5)
+
+
+def test_both_jitters_reach_the_pictures():
+    blot = np.zeros((2, 4, 1, 9, 9), np.uint8)
+    blot[..., 3:5, 2:7] = 255
+    shape = TaskShape((2, 2), (2, 2), 2)
+    moving = Jitter(degrees=40, shift=0.1)
+
+    def drawn(of_class: Jitter, of_picture: Jitter) -> Tensor:
+        augmentation = Augmentation(False, of_class, of_picture)
+        task = sample_tasks(ClassPool(blot, ("a", "b")), shape, 3, [0], augmentation)
+        return task.support.inputs.unflatten(1, (2, 2))  # (B, N, K, C, H, W)
+
+    by_class, by_picture = drawn(moving, STILL), drawn(STILL, moving)
+    assert torch.equal(by_class[:, :, 0], by_class[:, :, 1])
+    assert (by_class[:, 0] - by_class[:, 1]).abs().amax((1, 2, 3, 4)).min() > 0.1
+    assert (by_picture[:, :, 0] - by_picture[:, :, 1]).abs().amax((2, 3, 4)).min() > 0.1

@@ -1,0 +1,63 @@
+from collections.abc import Callable, Iterator
+
+import pytest
+import structlog
+import torch
+
+from app.engine import Engine, ModelKey
+from app.registry import LoadedModel, Registry
+from app.settings import Settings
+from tests.unit.engine.helpers import CONV, DEEP, SECONDS, Device, save_models, start
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Tiny networks gain nothing from a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[list]:
+    with structlog.testing.capture_logs() as entries:
+        yield entries
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    return save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def models(registry: Registry) -> dict[ModelKey, LoadedModel]:
+    return {key: registry.load(key.name, key.version) for key in (CONV, DEEP)}
+
+
+@pytest.fixture
+def device() -> Device:
+    return Device()
+
+
+@pytest.fixture
+def build(registry: Registry, device: Device, monkeypatch) -> Iterator[Callable[..., Engine]]:
+    """Makes engines with small limits, not started, whose device obeys `device`."""
+    device.steer(monkeypatch)
+    engines = []
+
+    def build(**limits) -> Engine:
+        small = {"max_support": 16, "max_classes": 8, "batch_limit": 8, "queue_limit": 64}
+        engines.append(Engine(registry, Settings(device="cpu", **(small | limits))))
+        return engines[-1]
+
+    yield build
+    device.gate.set()
+    for engine in engines:
+        engine.stop(SECONDS)
+
+
+@pytest.fixture
+def running(build) -> Callable[..., Engine]:
+    """Makes engines that are ready."""
+    return lambda **limits: start(build(**limits))

@@ -1,0 +1,188 @@
+"""Tiny models on disk, few-shot problems, and their answers without engine, padding or batch."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from app.engine import Engine, ModelKey, SupportSet
+from app.engine.compute import Computer
+from app.engine.requests import Adapted, Floats
+from app.learning.inner_loop import adapt
+from app.learning.tasks import Examples
+from app.registry import InputSpec, LoadedModel, Registry
+from app.registry.registry import build_learner, encode_theta
+from tests.fakes import make_card
+
+CONV = ModelKey("conv", 1)
+DEEP = ModelKey("deep", 2)
+SHAPES = {CONV: (1, 12, 12), DEEP: (5,)}
+SECONDS = 30.0
+"""Longest wait for any future: a hang is a failure, not a hang of the suite."""
+
+
+def save_models(root: Path) -> Registry:
+    """Two models: `conv` reads pictures of 12 x 12, `deep` five numbers and takes four steps."""
+    registry = Registry(root)
+    _save(registry, CONV, {"name": "conv", "filters": 8, "blocks": 2, "groups": 2}, steps=3)
+    _save(registry, DEEP, {"name": "mlp", "hidden": [16, 16]}, steps=4)
+    return registry
+
+
+def _save(registry: Registry, key: ModelKey, network: dict, steps: int) -> None:
+    spec = InputSpec(kind="values", shape=SHAPES[key])
+    learner = build_learner(spec, network, "shared-row")
+    theta = learner.initial(seed=7)
+    alpha = {
+        name: torch.linspace(0.1, 0.02, steps) * (1.0 if name.startswith("head.") else 0.2)
+        for name in theta
+    }
+    content = encode_theta(theta, alpha)
+    card = make_card(
+        key.name,
+        key.version,
+        input=spec,
+        network=network,
+        head="shared-row",
+        steps=steps,
+        theta_sha256=sha256(content).hexdigest(),
+        theta_bytes=len(content),
+    )
+    registry.save(card, content)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A support set and queries for it."""
+
+    model: ModelKey
+    support: SupportSet
+    query: Floats
+    steps: int = 3
+
+
+def problem(
+    seed: int, shots: list[int], queries: int = 6, steps: int = 3, model: ModelKey = CONV
+) -> Problem:
+    """Noisy copies of one random pattern a class; `shots` examples of each, in mixed order."""
+    rng = np.random.default_rng(seed)
+    patterns = rng.uniform(0, 1, (len(shots), *SHAPES[model])).astype(np.float32)
+    labels = rng.permutation(np.repeat(np.arange(len(shots)), shots))
+    wanted = rng.integers(len(shots), size=queries)
+
+    def noisy(rows: np.ndarray) -> Floats:
+        noise = rng.normal(0, 0.2, (len(rows), *SHAPES[model]))
+        return (patterns[rows] + noise).astype(np.float32)
+
+    return Problem(model, SupportSet(noisy(labels), labels, len(shots)), noisy(wanted), steps)
+
+
+def plain(model: LoadedModel, work: Problem) -> Adapted:
+    """The inner loop alone on the unpadded support set, and every query by itself."""
+    examples = Examples(
+        torch.from_numpy(work.support.inputs),
+        torch.from_numpy(work.support.labels),
+        torch.ones(len(work.support.labels), dtype=torch.bool),
+    )
+    classes = torch.ones(work.support.ways, dtype=torch.bool)
+    phi, losses = adapt(model.learner, model.theta, examples, classes, model.alpha, work.steps)
+    rows = [
+        model.learner.logits(phi, torch.from_numpy(query[None])).softmax(-1) for query in work.query
+    ]
+    return Adapted(tuple(losses.tolist()), torch.cat(rows).detach().numpy())
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Polls a condition that another thread brings about."""
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.002)
+
+
+def start(engine: Engine) -> Engine:
+    """Starts an engine and waits until it is ready."""
+    engine.start()
+    wait_until(lambda: engine.ready or engine.failed)
+    assert engine.ready
+    return engine
+
+
+def submit(engine: Engine, key: str, work: Problem):
+    """The future of a problem's adaptation, its φ kept under `key`."""
+    return engine.adapt(work.model, key, work.support, work.steps, work.query)
+
+
+def answer(engine: Engine, key: str, work: Problem) -> Adapted:
+    """The engine's answer to a problem."""
+    return submit(engine, key, work).result(SECONDS)
+
+
+@dataclass
+class Device:
+    """Steers `Computer`: makes it wait at a gate, and fail on chosen inputs.
+
+    Inputs are chosen by their very first number.
+    """
+
+    gate: threading.Event = field(default_factory=threading.Event)
+    reached: threading.Event = field(default_factory=threading.Event)
+    poison: dict[float, BaseException] = field(default_factory=dict)
+    adapted: int = 0
+    """Support sets whose adaptation was begun."""
+
+    WAIT = 1000.0
+
+    def steer(self, monkeypatch) -> None:
+        adapt_all, predict_all = Computer.adapt, Computer.predict
+
+        def adapt(computer, supports, steps):
+            self.adapted += len(supports)
+            for support in supports:
+                self._meet(support.inputs)
+            return adapt_all(computer, supports, steps)
+
+        def predict(computer, requests):
+            for _, query in requests:
+                self._meet(query)
+            return predict_all(computer, requests)
+
+        monkeypatch.setattr(Computer, "adapt", adapt)
+        monkeypatch.setattr(Computer, "predict", predict)
+
+    def hold(self, engine: Engine):
+        """Submits work that keeps the device busy until `gate` is set; returns its future."""
+        self.gate.clear()
+        self.reached.clear()
+        future = submit(engine, "held", marked(problem(0, [1, 1]), self.WAIT))
+        assert self.reached.wait(SECONDS)
+        return future
+
+    def _meet(self, inputs: Floats) -> None:
+        mark = float(inputs.flat[0]) if inputs.size else 0.0
+        if mark == self.WAIT:
+            self.reached.set()
+            assert self.gate.wait(SECONDS)
+        if mark in self.poison:
+            raise self.poison[mark]
+
+
+def marked(work: Problem, mark: float) -> Problem:
+    """The same problem with its first support number replaced."""
+    inputs = work.support.inputs.copy()
+    inputs.flat[0] = mark
+    support = SupportSet(inputs, work.support.labels, work.support.ways)
+    return Problem(work.model, support, work.query, work.steps)
+
+
+def frames(error: BaseException) -> int:
+    """Length of an error's traceback, which keeps the frames' variables alive."""
+    count, trace = 0, error.__traceback__
+    while trace is not None:
+        count, trace = count + 1, trace.tb_next
+    return count

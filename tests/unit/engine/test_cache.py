@@ -1,0 +1,92 @@
+import torch
+
+from app.engine.cache import Phi, PhiCache
+
+SIZE = 4 * 10
+"""Bytes of one φ here."""
+
+
+def phi(value: float = 0.0, numbers: int = 10) -> Phi:
+    return Phi({"head.weight": torch.full((numbers,), value)}, ways=2)
+
+
+def test_bytes_are_those_of_all_parameters():
+    parameters = {"a": torch.zeros(3, 2), "b": torch.zeros(5, dtype=torch.float64)}
+    assert Phi(parameters, ways=2).bytes == 6 * 4 + 5 * 8
+
+
+def test_the_least_recently_used_goes_first():
+    cache = PhiCache(3 * SIZE)
+    for key in "abc":
+        cache.put(key, phi())
+    cache.get("a")
+    cache.put("d", phi())
+    assert [key for key in "abcd" if cache.get(key) is not None] == ["a", "c", "d"]
+    cache.put("e", phi())
+    assert [key for key in "abcde" if cache.get(key) is not None] == ["c", "d", "e"]
+    assert cache.evictions == 2
+
+
+def test_putting_a_key_again_replaces_its_phi_and_makes_it_recent():
+    cache = PhiCache(2 * SIZE)
+    cache.put("a", phi(1.0))
+    cache.put("b", phi(2.0))
+    cache.put("a", phi(3.0))
+    assert (len(cache), cache.bytes) == (2, 2 * SIZE)
+    cache.put("c", phi())
+    assert cache.get("b") is None
+    assert cache.get("a").parameters["head.weight"][0] == 3.0
+
+
+def test_it_never_holds_more_bytes_than_it_may_and_always_knows_how_many():
+    cache = PhiCache(10 * SIZE)
+    generator = torch.Generator().manual_seed(0)
+    kept: dict[str, int] = {}
+    for _ in range(500):
+        number, numbers, action = torch.randint(1, 40, (3,), generator=generator).tolist()
+        if action < 5:
+            cache.drop(str(number))
+            kept.pop(str(number), None)
+        else:
+            cache.put(str(number), phi(numbers=numbers))
+            kept[str(number)] = 4 * numbers
+        kept = {key: size for key, size in kept.items() if cache.get(key) is not None}
+        assert cache.bytes == sum(kept.values()) <= cache.capacity_bytes
+        assert len(cache) == len(kept)
+
+
+def test_a_phi_larger_than_the_cache_is_not_kept_and_displaces_no_other():
+    cache = PhiCache(2 * SIZE)
+    cache.put("a", phi())
+    cache.put("huge", phi(numbers=21))
+    assert cache.get("huge") is None
+    assert cache.get("a") is not None
+    assert cache.evictions == 0
+
+
+def test_a_phi_that_fills_the_cache_to_the_byte_is_kept():
+    cache = PhiCache(2 * SIZE)
+    cache.put("a", phi(numbers=20))
+    assert cache.get("a") is not None
+
+
+def test_a_cache_of_no_bytes_keeps_nothing():
+    cache = PhiCache(0)
+    cache.put("a", phi())
+    assert (len(cache), cache.bytes, cache.evictions) == (0, 0, 0)
+
+
+def test_dropping_gives_the_bytes_back_and_is_no_eviction():
+    cache = PhiCache(2 * SIZE)
+    cache.put("a", phi())
+    cache.drop("a")
+    cache.drop("a")
+    assert (len(cache), cache.bytes, cache.evictions) == (0, 0, 0)
+
+
+def test_hits_and_misses_are_counted():
+    cache = PhiCache(SIZE)
+    cache.put("a", phi())
+    for key in ("a", "b", "a", "c", "a"):
+        cache.get(key)
+    assert (cache.hits, cache.misses) == (3, 2)

@@ -1,0 +1,296 @@
+"""What the engine answers: the inner loop's own numbers, whatever shares the batch."""
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from app.engine import Engine, ModelKey, PhiMissing, SupportSet
+from app.errors import NotReady
+from app.settings import Settings
+from tests.unit.engine.helpers import (
+    CONV,
+    DEEP,
+    SECONDS,
+    Problem,
+    answer,
+    plain,
+    problem,
+    start,
+    submit,
+    wait_until,
+)
+
+SAME = {"rtol": 0, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def engine(registry) -> Iterator[Engine]:
+    """One engine for all tests that leave it as they found it."""
+    limits = Settings(
+        device="cpu", max_support=64, max_classes=16, batch_limit=16, queue_limit=1000
+    )
+    engine = start(Engine(registry, limits))
+    yield engine
+    engine.stop(SECONDS)
+
+
+def many_problems(count: int, seed: int) -> list[Problem]:
+    """Problems of all sizes within the engine's limits, for both models."""
+    rng = np.random.default_rng(seed)
+    problems = []
+    for index in range(count):
+        ways = int(rng.integers(2, 17))
+        shots = rng.integers(1, 1 + min(6, 64 // ways), size=ways).tolist()
+        queries, steps = int(rng.integers(1, 20)), int(rng.integers(1, 4))
+        model = (CONV, DEEP)[index % 2]
+        problems.append(problem(1000 * seed + index, shots, queries, steps, model))
+    return problems
+
+
+@pytest.mark.parametrize("model", [CONV, DEEP])
+@pytest.mark.parametrize(
+    "shots",
+    [[1, 1], [5, 1, 3], [1] * 5, [7] * 8, [1, 4, 2, 1, 3, 1, 1, 5, 2, 2, 1, 3, 6, 1, 2, 4]],
+    ids=["2-way", "3-way ragged", "5-way", "padded to nothing", "16-way ragged"],
+)
+def test_an_adaptation_is_the_plain_inner_loop(engine, models, model, shots):
+    work = problem(1, shots, queries=9, model=model)
+    got, want = answer(engine, "plain", work), plain(models[model], work)
+    np.testing.assert_allclose(got.probabilities, want.probabilities, **SAME)
+    np.testing.assert_allclose(got.support_loss, want.support_loss, rtol=1e-4, atol=1e-5)
+    assert got.probabilities.dtype == np.float32
+    assert got.probabilities.shape == (9, len(shots))
+    np.testing.assert_allclose(got.probabilities.sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_the_support_loss_starts_at_ln_n_and_has_one_more_number_than_steps(engine, models, steps):
+    work = problem(2, [1, 3, 2], steps=steps)
+    got = answer(engine, "steps", work)
+    assert len(got.support_loss) == steps + 1
+    assert got.support_loss[0] == pytest.approx(math.log(3), abs=1e-6)
+    assert got.support_loss[-1] < got.support_loss[0]
+    np.testing.assert_allclose(got.probabilities, plain(models[CONV], work).probabilities, **SAME)
+
+
+def test_tasks_of_all_sizes_submitted_at_once_each_get_their_lone_answer(engine, models):
+    problems = many_problems(60, seed=3)
+    before = engine.stats()
+    futures = [submit(engine, f"crowd:{n}", work) for n, work in enumerate(problems)]
+    for work, future in zip(problems, futures, strict=True):
+        got, want = future.result(SECONDS), plain(models[work.model], work)
+        np.testing.assert_allclose(got.probabilities, want.probabilities, **SAME)
+        np.testing.assert_allclose(got.support_loss, want.support_loss, rtol=1e-4, atol=1e-5)
+    after = engine.stats()
+    assert after["batched_requests_total"] - before["batched_requests_total"] == 60
+    assert after["batches_total"] - before["batches_total"] < 60, "no two of them shared a batch"
+
+
+def test_an_adaptation_without_a_query_has_no_probabilities_but_keeps_phi(engine):
+    work = problem(4, [2, 2])
+    got = engine.adapt(CONV, "silent", work.support, 3, None).result(SECONDS)
+    assert got.probabilities is None
+    rows = engine.predict(CONV, "silent", work.query).result(SECONDS)
+    np.testing.assert_allclose(rows, answer(engine, "asked", work).probabilities, **SAME)
+
+
+def test_no_queries_make_no_rows(engine):
+    work = problem(4, [2, 2, 1], queries=0)
+    assert answer(engine, "none", work).probabilities.shape == (0, 3)
+    assert engine.predict(CONV, "none", work.query).result(SECONDS).shape == (0, 3)
+
+
+@pytest.mark.parametrize("model", [CONV, DEEP])
+def test_a_query_is_answered_alike_alone_and_among_fifty_others(engine, model):
+    work = problem(5, [1, 2, 3, 1, 1], queries=51, model=model)
+    among = answer(engine, "fifty", work).probabilities
+    for index in (0, 17, 50):
+        one = Problem(model, work.support, work.query[index : index + 1])
+        alone = engine.predict(model, "fifty", one.query).result(SECONDS)
+        np.testing.assert_allclose(alone[0], among[index], **SAME)
+        adapted = answer(engine, "again", one).probabilities
+        np.testing.assert_allclose(adapted[0], among[index], **SAME)
+
+
+@pytest.mark.parametrize("queries", [1, 4, 5, 16, 17, 64, 65, 130, 300])
+def test_any_number_of_queries_is_answered_in_order(engine, models, queries):
+    work = problem(6, [1, 2, 1], queries=queries)
+    engine.adapt(CONV, "chunks", work.support, 3, None).result(SECONDS)
+    rows = engine.predict(CONV, "chunks", work.query).result(SECONDS)
+    np.testing.assert_allclose(rows, plain(models[CONV], work).probabilities, **SAME)
+
+
+def test_predictions_of_sessions_of_all_sizes_at_once_are_each_their_own(engine, models):
+    problems = many_problems(30, seed=7)
+    for number, work in enumerate(problems):
+        answer(engine, f"own:{number}", work)
+    futures = [
+        engine.predict(work.model, f"own:{number}", work.query)
+        for number, work in enumerate(problems)
+    ]
+    for work, future in zip(problems, futures, strict=True):
+        want = plain(models[work.model], work).probabilities
+        np.testing.assert_allclose(future.result(SECONDS), want, **SAME)
+
+
+@pytest.mark.parametrize("model", [CONV, DEEP])
+def test_permuting_the_labels_permutes_the_answers(engine, model):
+    work = problem(8, [1, 3, 2, 5, 1], model=model)
+    order = np.array([3, 0, 4, 1, 2])  # class c becomes order[c]
+    renamed = SupportSet(work.support.inputs, order[work.support.labels], 5)
+    rows = answer(engine, "before", work).probabilities
+    permuted = answer(engine, "after", Problem(model, renamed, work.query)).probabilities
+    np.testing.assert_allclose(permuted[:, order], rows, rtol=0, atol=1e-4)
+
+
+def test_the_order_of_the_support_set_does_not_matter(engine):
+    work = problem(9, [2, 3, 4])
+    order = np.random.default_rng(0).permutation(9)
+    shuffled = SupportSet(work.support.inputs[order], work.support.labels[order], 3)
+    got = answer(engine, "shuffled", Problem(CONV, shuffled, work.query)).probabilities
+    want = answer(engine, "sorted", work).probabilities
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", [CONV, DEEP])
+def test_exported_weights_run_by_hand_give_the_served_probabilities(engine, models, model):
+    work = problem(10, [1, 2, 3], model=model)
+    served = answer(engine, "exported", work).probabilities
+    phi = engine.weights(model, "exported").result(SECONDS)
+    theta = models[model].theta
+    assert set(phi) == set(theta)
+    assert phi["head.weight"].shape == (3, theta["head.weight"].shape[1])
+    assert phi["head.bias"].shape == (3,)
+    assert all(value.dtype == np.float32 for value in phi.values())
+    tensors = {name: torch.from_numpy(value) for name, value in phi.items()}
+    rows = models[model].learner.logits(tensors, torch.from_numpy(work.query)).softmax(-1)
+    np.testing.assert_allclose(served, rows.numpy(), **SAME)
+
+
+def test_exported_weights_are_a_copy(engine):
+    work = problem(11, [1, 2])
+    served = answer(engine, "copied", work).probabilities
+    for value in engine.weights(CONV, "copied").result(SECONDS).values():
+        value[:] = 0
+    again = engine.predict(CONV, "copied", work.query).result(SECONDS)
+    np.testing.assert_array_equal(again, served)
+
+
+def test_a_key_that_was_never_adapted_is_missing(engine):
+    work = problem(12, [1, 1])
+    for future in (engine.predict(CONV, "nobody", work.query), engine.weights(CONV, "nobody")):
+        with pytest.raises(PhiMissing):
+            future.result(SECONDS)
+
+
+def test_a_missing_phi_does_not_disturb_its_neighbours(running, device, models):
+    engine, work = running(), problem(13, [2, 1])
+    answer(engine, "there", work)
+    device.hold(engine)
+    keys = ["there", "gone", "there", "gone"]
+    futures = [engine.predict(CONV, key, work.query) for key in keys]
+    device.gate.set()
+    want = plain(models[CONV], work).probabilities
+    for key, future in zip(keys, futures, strict=True):
+        if key == "gone":
+            with pytest.raises(PhiMissing):
+                future.result(SECONDS)
+        else:
+            np.testing.assert_allclose(future.result(SECONDS), want, **SAME)
+
+
+def test_forget_drops_phi_and_nothing_else(engine):
+    work = problem(14, [1, 1])
+    for key in ("kept", "dropped"):
+        answer(engine, key, work)
+    engine.forget("dropped")
+    engine.forget("was never there")
+    with pytest.raises(PhiMissing):
+        engine.predict(CONV, "dropped", work.query).result(SECONDS)
+    assert engine.predict(CONV, "kept", work.query).result(SECONDS).shape == (6, 2)
+
+
+def test_an_evicted_phi_is_missing_and_adapting_again_gives_the_same(running, models):
+    works = [problem(seed, [1, 2, 1]) for seed in (20, 21, 22)]
+    weights = models[CONV].theta
+    rows = 8  # the head's, padded
+    head = weights["head.weight"].shape[1] + 1
+    body = sum(v.numel() for k, v in weights.items() if k.startswith("network."))
+    engine = running(phi_cache_bytes=4 * 2 * (body + rows * head))  # room for two
+    first = [answer(engine, f"{n}", work).probabilities for n, work in enumerate(works)]
+    assert engine.stats()["phi_cache_sessions"] == 2
+    assert engine.stats()["phi_cache_evictions_total"] == 1
+    with pytest.raises(PhiMissing):
+        engine.predict(CONV, "0", works[0].query).result(SECONDS)
+    np.testing.assert_allclose(answer(engine, "0", works[0]).probabilities, first[0], **SAME)
+    again = engine.predict(CONV, "0", works[0].query).result(SECONDS)
+    np.testing.assert_allclose(again, first[0], **SAME)
+
+
+def test_without_a_cache_every_adaptation_is_answered_and_nothing_is_kept(running, models):
+    engine, work = running(phi_cache_bytes=0), problem(23, [1, 2])
+    want = plain(models[CONV], work).probabilities
+    np.testing.assert_allclose(answer(engine, "a", work).probabilities, want, **SAME)
+    with pytest.raises(PhiMissing):
+        engine.predict(CONV, "a", work.query).result(SECONDS)
+
+
+def test_a_key_adapted_anew_answers_with_the_new_phi(engine, models):
+    old, new = problem(24, [1, 2]), problem(25, [2, 1, 1])
+    answer(engine, "reused", old)
+    answer(engine, "reused", new)
+    rows = engine.predict(CONV, "reused", new.query).result(SECONDS)
+    np.testing.assert_allclose(rows, plain(models[CONV], new).probabilities, **SAME)
+
+
+def test_sixteen_threads_of_twenty_requests_all_get_their_own_answers(engine, models):
+    problems = many_problems(16, seed=30)
+    wants = [plain(models[work.model], work).probabilities for work in problems]
+
+    def caller(number: int) -> float:
+        worst = 0.0
+        for turn in range(10):
+            index = (number + turn) % len(problems)
+            work, key = problems[index], f"thread:{number}:{turn}"
+            rows = [
+                answer(engine, key, work).probabilities,
+                engine.predict(work.model, key, work.query).result(SECONDS),
+            ]
+            worst = max(worst, *(float(np.abs(got - wants[index]).max()) for got in rows))
+        return worst
+
+    with ThreadPoolExecutor(16) as pool:
+        assert max(pool.map(caller, range(16))) < 1e-5
+
+
+def test_the_engine_serves_what_the_registry_holds_and_no_other(engine):
+    assert engine.serves(CONV)
+    assert engine.serves(DEEP)
+    assert not engine.serves(ModelKey("conv", 2))
+    work = problem(31, [1, 1])
+    with pytest.raises(NotReady, match="conv version 2"):
+        engine.predict(ModelKey("conv", 2), "any", work.query)
+
+
+def test_the_counters_count(running):
+    engine = running()
+    zero = engine.stats()
+    assert set(zero.values()) == {0}, "warming up is not work"
+    work = problem(32, [1, 1])
+    answer(engine, "counted", work)
+    engine.predict(CONV, "counted", work.query).result(SECONDS)
+    with pytest.raises(PhiMissing):
+        engine.predict(CONV, "missing", work.query).result(SECONDS)
+    wait_until(lambda: engine.stats()["busy_seconds_total"] > 0)
+    now = engine.stats()
+    assert now["batches_total"] == now["batched_requests_total"] == 3
+    assert (
+        now["batch_failures_total"] == now["queue_length"] == now["phi_cache_evictions_total"] == 0
+    )
+    assert now["phi_cache_sessions"] == now["phi_cache_hits_total"] == 1
+    assert now["phi_cache_misses_total"] == 1
+    assert now["phi_cache_bytes"] > 4 * 1000

@@ -1,0 +1,161 @@
+"""From start to stop: when work is taken, refused, served at the end or failed."""
+
+import threading
+from concurrent.futures import CancelledError, Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.engine import Engine
+from app.engine.compute import Computer
+from app.errors import Draining, NotReady, QueueFull, RegistryError
+from app.registry import Registry
+from app.settings import Settings
+from tests.unit.engine.helpers import (
+    CONV,
+    SECONDS,
+    answer,
+    plain,
+    problem,
+    save_models,
+    start,
+    submit,
+    wait_until,
+)
+
+
+def stop_aside(engine: Engine, drain_seconds: float) -> threading.Thread:
+    """Stops an engine from another thread, as a signal does."""
+    thread = threading.Thread(target=engine.stop, args=(drain_seconds,))
+    thread.start()
+    return thread
+
+
+def refused(engine: Engine) -> bool:
+    """Whether new work is refused because the engine is stopping."""
+    try:
+        submit(engine, "probe", problem(0, [1, 1])).cancel()
+    except Draining:
+        return True
+    return False
+
+
+def test_before_start_nothing_is_taken(build):
+    engine = build()
+    assert not engine.ready
+    assert not engine.failed
+    with pytest.raises(NotReady) as caught:
+        submit(engine, "early", problem(1, [1, 1]))
+    assert caught.value.retry_after_seconds >= 1
+
+
+def test_while_warming_up_nothing_is_taken_and_afterwards_it_is(build, monkeypatch):
+    gate, warming, warm = threading.Event(), threading.Event(), Computer.warm
+
+    def slow(computer, sizes, batch_limit):
+        warming.set()
+        assert gate.wait(SECONDS)
+        warm(computer, sizes, batch_limit)
+
+    monkeypatch.setattr(Computer, "warm", slow)
+    engine = build()
+    engine.start()
+    assert warming.wait(SECONDS)
+    assert not engine.ready
+    with pytest.raises(NotReady):
+        submit(engine, "early", problem(1, [1, 1]))
+    gate.set()
+    wait_until(lambda: engine.ready)
+    assert answer(engine, "later", problem(1, [1, 1])).probabilities.shape == (6, 2)
+
+
+def test_what_waits_at_stop_is_served_and_what_comes_later_is_refused(running, device, models):
+    engine, work = running(), problem(2, [1, 2])
+    held = device.hold(engine)
+    waiting = [submit(engine, f"waits:{number}", work) for number in range(5)]
+    stopping = stop_aside(engine, drain_seconds=SECONDS)
+    wait_until(lambda: refused(engine))
+    device.gate.set()
+    stopping.join(SECONDS)
+    assert held.done()
+    want = plain(models[CONV], work).probabilities
+    for future in waiting:
+        assert future.done(), "stop returned before the work was done"
+        np.testing.assert_allclose(future.result(0).probabilities, want, rtol=0, atol=1e-5)
+    assert not engine.ready
+    assert not engine.failed
+
+
+def test_what_is_not_served_within_drain_seconds_fails_and_what_runs_is_finished(running, device):
+    engine, work = running(), problem(2, [1, 2])
+    held = device.hold(engine)
+    waiting = [submit(engine, f"waits:{number}", work) for number in range(3)]
+    waiting.append(engine.predict(CONV, "waits:0", work.query))
+    engine.stop(0.01)
+    for future in waiting:
+        with pytest.raises(Draining) as caught:
+            future.result(0)
+        assert caught.value.retry_after_seconds >= 1
+    assert not held.done()
+    device.gate.set()
+    assert len(held.result(SECONDS).support_loss) == 4
+
+
+def test_stop_ends_the_devices_thread_and_may_be_called_again(running):
+    engine = running()
+    engine.stop(SECONDS)
+    assert not engine.ready
+    with pytest.raises(Draining):
+        submit(engine, "late", problem(3, [1, 1]))
+    engine.stop(SECONDS)
+
+
+def test_an_engine_that_never_started_stops_at_once(build):
+    engine = build()
+    engine.stop(SECONDS)
+    assert not engine.ready
+
+
+def test_beyond_the_queue_limit_work_is_refused_and_the_rest_is_served(running, device):
+    engine, work = running(queue_limit=4), problem(4, [1, 2])
+    device.hold(engine)
+    waiting = [submit(engine, f"waits:{number}", work) for number in range(4)]
+    with pytest.raises(QueueFull) as caught:
+        submit(engine, "too many", work)
+    assert caught.value.retry_after_seconds >= 1
+    assert engine.stats()["queue_length"] == 4
+    device.gate.set()
+    for future in waiting:
+        assert future.result(SECONDS).probabilities.shape == (6, 2)
+    assert answer(engine, "room again", work).probabilities.shape == (6, 2)
+
+
+def test_callers_who_have_gone_cost_the_device_nothing(running, device):
+    engine, work = running(), problem(5, [1, 2])
+    device.hold(engine)
+    before = device.adapted
+    futures: list[Future] = [submit(engine, f"waits:{number}", work) for number in range(6)]
+    for future in futures[::2]:
+        assert future.cancel()
+    device.gate.set()
+    for number, future in enumerate(futures):
+        if number % 2:
+            future.result(SECONDS)
+        else:
+            with pytest.raises(CancelledError):
+                future.result(0)
+    assert device.adapted - before == 3
+
+
+def test_a_broken_model_is_named_before_anything_starts(tmp_path: Path):
+    registry = save_models(tmp_path)
+    (tmp_path / "conv" / "1" / "theta.safetensors").write_bytes(b"no theta")
+    with pytest.raises(RegistryError, match=r"conv/1/theta\.safetensors"):
+        Engine(registry, Settings(device="cpu"))
+
+
+def test_an_engine_without_models_is_ready_and_serves_none(tmp_path: Path):
+    engine = start(Engine(Registry(tmp_path / "nowhere"), Settings(device="cpu")))
+    assert not engine.serves(CONV)
+    engine.stop(SECONDS)
