@@ -26,15 +26,15 @@ class Settings(BaseSettings):
     data_dir: Path = Path("data")
     """Folder for the SQLite file and the data sets' caches."""
     models_dir: Path = Path("models")
-    """The registry: models/<name>/<version>/."""
+    """The registry: a folder of models, each with its versions."""
     database_url: str = ""
     """sqlite:///... or postgresql://...; where empty, a SQLite file under the data folder."""
     default_model: str = "omniglot"
     """The model of a session that names none."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """Where the engine computes: auto | cpu | cuda[:n]."""
+    """Where the engine computes: auto (the first GPU, else the CPU), cpu or cuda[:n]."""
     log_format: Literal["json", "console"] = "json"
-    """How log lines are written."""
+    """How log lines are written: json or console."""
 
     max_body_bytes: int = Field(32 * MEBIBYTE, ge=1024)
     """Largest request body, in bytes."""
@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     """Largest image, in pixels before it is resized."""
     max_classes: int = Field(128, ge=2)
     """Most distinct labels of a session."""
-    max_support: int = Field(2048, ge=2)
+    max_support: int = Field(1024, ge=2)
     """Most support examples of a session, all its revisions together."""
     max_query: int = Field(1024, ge=1)
     """Most queries (or evaluation examples) in one request."""

@@ -35,7 +35,7 @@ STORED: tuple[Refusal, ...] = (SessionNotFound, SessionExpired, ModelVersionGone
 DEVICE: tuple[Refusal, ...] = (QueueFull, NotReady, EngineFailed, Unavailable)
 """What a route that needs the device may answer besides."""
 
-DESCRIPTION = """
+DESCRIPTION = """\
 A handful of labelled examples becomes a personal model in milliseconds: the server takes the inner
 gradient steps from a meta-trained initialisation θ to weights φ of your own, answers your queries,
 and keeps the adaptation as a session.

@@ -7,11 +7,13 @@ import signal
 import socket
 import sys
 import threading
+from contextlib import ExitStack
 from types import FrameType
 from typing import NoReturn
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.app import create_app
@@ -49,14 +51,27 @@ def run(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, _end)
     configure(settings.log_format)
-    try:
-        sockets = _listen(settings.host, settings.port)
-        resources = _build(settings)
-    except CannotStartError as error:
-        print(f"innerloop: {error}", file=sys.stderr)
-        return 1
+    with ExitStack() as stack:
+        try:
+            listeners = _listen(settings.host, settings.port, stack)
+            resources = _build(settings)
+        except CannotStartError as error:
+            print(f"innerloop: {error}", file=sys.stderr)
+            return 1
+        code = _serve(create_app(settings, resources), listeners)
+    if threading.active_count() > 1:
+        # The end of the interpreter would abort the process under a thread that computes.
+        sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+def _serve(app: FastAPI, listeners: list[socket.socket]) -> int:
+    for listener in listeners:
+        host, port = listener.getsockname()[:2]
+        _log.info("listening", host=host, port=port)
     config = uvicorn.Config(
-        create_app(settings, resources),
+        app,
         http=_Protocol,
         ws="none",
         lifespan="on",
@@ -67,19 +82,11 @@ def run(settings: Settings) -> int:
         backlog=BACKLOG,
         timeout_graceful_shutdown=LAST_BYTES_SECONDS,
     )
-    for listener in sockets:
-        host, port = listener.getsockname()[:2]
-        _log.info("listening", host=host, port=port)
     try:
-        _DrainingServer(config).run(sockets)
-        code = 0
+        _DrainingServer(config).run(listeners)
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    if threading.active_count() > 1:
-        # The end of the interpreter would abort the process under a thread that computes.
-        sys.stdout.flush()
-        os._exit(code)
-    return code
+        return end.code if isinstance(end.code, int) else 1
+    return 0
 
 
 class _Protocol(HttpToolsProtocol):
@@ -122,8 +129,11 @@ def _build(settings: Settings) -> Resources:
     return resources
 
 
-def _listen(host: str, port: int) -> list[socket.socket]:
-    """Open the port on every address of the host, before anything takes time."""
+def _listen(host: str, port: int, stack: ExitStack) -> list[socket.socket]:
+    """Open the port on every address of the host, before anything takes time.
+
+    `stack` closes what was opened.
+    """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
@@ -131,13 +141,12 @@ def _listen(host: str, port: int) -> list[socket.socket]:
     listeners = []
     for family, _, _, _, address in found:
         try:
-            listeners.append(
-                socket.create_server((str(address[0]), port), family=family, backlog=BACKLOG)
-            )
+            listener = socket.create_server((str(address[0]), port), family=family, backlog=BACKLOG)
         except OSError as error:
             if error.errno in _NO_SUCH_ADDRESS and len(found) > 1:
                 continue  # such as ::1 of localhost on a machine without IPv6
             raise CannotStartError(_refusal(error, host, port)) from error
+        listeners.append(stack.enter_context(listener))
     if not listeners:
         raise CannotStartError(f"no address of {host} is this machine's: set INNERLOOP_HOST")
     return listeners

@@ -2,19 +2,21 @@
 
 import base64
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import httpx2
 import pytest
+from PIL import Image, ImageDraw
 
 MODELS = Path(__file__).parents[2] / "models"
 START_SECONDS = 300
@@ -136,16 +138,18 @@ def server_environment(tmp_path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def drawing(omniglot_folder) -> Callable[[int, int], dict]:
-    """Gives the input with one hand's drawing of one character that no model was trained on."""
-    characters: dict[str, list[bytes]] = {}
-    with zipfile.ZipFile(omniglot_folder / "images_evaluation.zip") as archive:
-        for name in sorted(archive.namelist()):
-            if name.endswith(".png"):
-                characters.setdefault(name.rpartition("/")[0], []).append(archive.read(name))
-    drawings = list(characters.values())
+def drawing() -> Callable[[int, int], dict]:
+    """Gives the input with one hand's drawing of one of any number of invented characters."""
 
     def draw(character: int, hand: int) -> dict:
-        return {"image": base64.b64encode(drawings[character][hand]).decode()}
+        strokes, shake = random.Random(character), random.Random(f"{character} {hand}")
+        image = Image.new("L", (105, 105), 255)
+        pen = ImageDraw.Draw(image)
+        for _ in range(3):
+            corners = [(strokes.uniform(15, 90), strokes.uniform(15, 90)) for _ in range(3)]
+            pen.line([(x + shake.gauss(0, 2), y + shake.gauss(0, 2)) for x, y in corners], 0, 3)
+        file = BytesIO()
+        image.save(file, "PNG")
+        return {"image": base64.b64encode(file.getvalue()).decode()}
 
     return draw

@@ -1,4 +1,4 @@
-"""What an answer may depend on, shown through a real server: nothing but the session and the query."""
+"""What an answer may depend on, shown through a real server: the session and the query alone."""
 
 import signal
 

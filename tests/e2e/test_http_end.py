@@ -8,6 +8,9 @@ import time
 import httpx2
 import pytest
 
+SMALL = {"INNERLOOP_MAX_SUPPORT": "8", "INNERLOOP_MAX_CLASSES": "8"}
+"""Warm soon, for tests that ask little of the device."""
+
 
 def connect(server) -> socket.socket:
     return socket.create_connection(("127.0.0.1", httpx2.URL(server.url).port), timeout=60)
@@ -28,7 +31,7 @@ def read_answer(connection: socket.socket) -> tuple[int, bytes]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_an_idle_server_at_once_with_exit_code_0(start_server, number):
-    with start_server() as server:
+    with start_server(**SMALL) as server:
         began = time.monotonic()
         server.signal(number)
         assert server.wait() == 0
@@ -47,7 +50,7 @@ def test_a_server_that_is_still_warming_up_answers_probes_and_ends_by_a_signal(s
 
 def test_a_request_in_flight_is_answered_and_a_new_one_is_told_to_try_again(start_server):
     body = json.dumps({"support": []}).encode()
-    with start_server() as server, connect(server) as in_flight:
+    with start_server(**SMALL) as server, connect(server) as in_flight:
         in_flight.sendall(request_head(len(body)) + body[:5])
         time.sleep(0.3)
         server.signal(signal.SIGTERM)
@@ -64,7 +67,7 @@ def test_a_request_in_flight_is_answered_and_a_new_one_is_told_to_try_again(star
 
 
 def test_a_caller_who_never_ends_cannot_hold_up_the_end(start_server):
-    with start_server() as server, connect(server) as never_ending:
+    with start_server(**SMALL) as server, connect(server) as never_ending:
         never_ending.sendall(request_head(100) + b"{")
         time.sleep(0.3)
         began = time.monotonic()

@@ -12,7 +12,7 @@ from fastapi.openapi.models import OpenAPI
 from jsonschema import Draft202012Validator
 
 from app.api.app import create_app
-from app.api.problems import ERRORS, MEDIA_TYPE, STATUSES
+from app.api.problems import ERRORS, MALFORMED, MEDIA_TYPE, STATUSES
 from app.errors import (
     Contention,
     DatabaseUnavailable,
@@ -98,6 +98,7 @@ def test_the_document_describes_every_route(document):
 
 def test_every_code_of_a_problem_is_explained_at_the_head(document):
     codes = {cls.code for cls in ERRORS} | {code for code, _ in STATUSES.values()}
+    codes.add(MALFORMED.code)
     assert all(f"`{code}`" in document["info"]["description"] for code in codes)
 
 

@@ -75,7 +75,7 @@ def test_what_a_network_made_of_padding_does_not_reach_the_loss(garbage):
         torch.cat((examples.labels, torch.tensor([0, 2]))),
         torch.cat((examples.mask, torch.zeros(2) > 0)),
     )
-    logits = torch.cat((logits, torch.full((2, 3), garbage)))
+    logits = torch.cat((logits, torch.full((2, 3), garbage, dtype=torch.float64)))
     assert class_balanced_cross_entropy(logits, padded, existing(3)) == expected
 
 
