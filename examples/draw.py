@@ -84,7 +84,8 @@ def main() -> None:
             path = paths[character, hand] = folder / f"{character}-{hand}.png"
             draw(character, hand).convert("1", dither=Image.Dither.NONE).save(path)
     support = [{"input": encode(paths[name, 1]), "label": name} for name in CHARACTERS]
-    session = {"support": support, "query": [encode(paths[name, 2]) for name in CHARACTERS]}
+    asked = [encode(paths[name, 2]) for name in CHARACTERS]
+    session = {"support": support, "query": asked, "top": 2}
     query = {"query": [encode(paths[name, 3]) for name in CHARACTERS], "top": 1}
     (HERE / "session.json").write_text(json.dumps(session, indent=1) + "\n", encoding="utf-8")
     (HERE / "query.json").write_text(json.dumps(query, indent=1) + "\n", encoding="utf-8")

@@ -26,7 +26,7 @@ class Jitter:
 def jitter(
     images: Tensor, rng: np.random.Generator, of_class: Jitter, of_picture: Jitter
 ) -> Tensor:
-    """Deforms pictures (B, N, K, C, H, W): by class (B, N), and then each by itself.
+    """Deforms pictures (B, N, K, C, H, W): each by itself, and then by its class (B, N).
 
     What moves in from outside is 0, the ground of drawings. Pictures are sampled bilinearly, once.
     """

@@ -61,7 +61,7 @@ def sample_tasks(
         pool: the classes to draw from.
         shape: the range of sizes.
         tasks: the number of tasks B.
-        seed: any sequence of non-negative integers.
+        seed: non-negative integers, always as many of them: trailing zeros do not count.
         augmentation: how classes and pictures are varied, or None to take them as they are.
 
     Returns:

@@ -2,7 +2,8 @@
 
 Each is a NamedTuple, so that `torch.func.vmap` maps over its tensors: a batch of tasks is the same
 container with a leading dimension on every tensor. Tasks of different sizes share a batch by
-padding: what is not there is False in `mask` and in `classes`, and has no influence on anything.
+padding: what is not there is False in `mask` and in `classes`, and has no influence on anything, so
+long as it is no larger than inputs are; zeros are the habit.
 """
 
 from typing import NamedTuple

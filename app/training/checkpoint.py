@@ -12,6 +12,7 @@ from app.files import write_atomically
 from app.training.state import State
 
 ADAM = ("exp_avg", "exp_avg_sq", "step")
+RUN = ("iteration", "wall_seconds", "loss", "accuracy")
 
 
 def save_checkpoint(path: Path, state: State, recipe_digest: str) -> None:
@@ -27,7 +28,7 @@ def save_checkpoint(path: Path, state: State, recipe_digest: str) -> None:
             tensors[f"{key}.{name}"] = value.detach().cpu().contiguous()
     metadata = {
         "recipe": recipe_digest,
-        "run": json.dumps({"iteration": state.iteration, "wall_seconds": state.wall_seconds}),
+        "run": json.dumps({key: getattr(state, key) for key in RUN}),
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,14 +45,15 @@ def restore_checkpoint(path: Path, state: State, recipe_digest: str) -> None:
     """
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
         run = json.loads(metadata["run"])
+        progress, owner = {key: run[key] for key in RUN}, metadata["recipe"]
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path} is no whole checkpoint ({error}): delete it to start anew"
         ) from error
-    if metadata["recipe"] != recipe_digest:
+    if owner != recipe_digest:
         raise CheckpointError(
             f"{path} belongs to another recipe: use another --run folder, or delete it"
         )
@@ -64,4 +66,5 @@ def restore_checkpoint(path: Path, state: State, recipe_digest: str) -> None:
                     key: value if key == "step" else value.to(parameter.device)
                     for key, value in moments.items()
                 }
-    state.iteration, state.wall_seconds = run["iteration"], run["wall_seconds"]
+    for key, value in progress.items():
+        setattr(state, key, value)

@@ -14,13 +14,15 @@ from typing import Protocol
 import torch
 
 from app.data.omniglot import INPUT, data_digest, load_omniglot
-from app.data.pools import ClassPool, sample_tasks
-from app.errors import RegistryError
+from app.data.pools import ClassPool, TaskShape, sample_tasks
+from app.errors import DataError, RecipeError, RegistryError
+from app.files import write_atomically
 from app.learning.learner import Learner
 from app.registry.card import AccuracyFigure, Card
 from app.registry.registry import Registry, build_learner, encode_theta
 from app.training.checkpoint import restore_checkpoint, save_checkpoint
 from app.training.evaluate import Accuracy, evaluate, to_device
+from app.training.interrupts import interrupts_held
 from app.training.recipe import Measure, Recipe
 from app.training.state import State, initial_state, meta_gradient, outer_step
 
@@ -114,15 +116,19 @@ def train(
             f"{registry.folder(recipe.name, recipe.version)} exists already: "
             "raise `version` in the recipe"
         )
-    learner = build_learner(INPUT, recipe.network.model_dump(), recipe.head)
+    try:
+        learner = build_learner(INPUT, recipe.network.model_dump(), recipe.head)
+    except ValueError as error:
+        raise RecipeError(f"The recipe's [network] cannot be built: {error}") from error
     pools = load_pools(recipe, data_dir, reporter.loading)
+    _check_fit(recipe, pools)
     job = Job(recipe, learner, pools, run_dir, registry, device, reporter)
     state = initial_state(recipe, learner, device)
     if job.checkpoint.exists():
         restore_checkpoint(job.checkpoint, state, recipe.digest())
     else:  # at once, so that a folder that cannot be written to costs no work
         save_checkpoint(job.checkpoint, state, recipe.digest())
-    _meta_train(job, state)
+    _meta_train(job, state, validated=_cut_log(job, state.iteration))
     return _publish(job, state)
 
 
@@ -145,24 +151,59 @@ def measure(
     )
 
 
-def _meta_train(job: Job, state: State) -> None:
+def _check_fit(recipe: Recipe, pools: dict[str, ClassPool]) -> None:
+    """Draws the largest tasks of every kind, so that no run fails late for want of data."""
+    wanted = [("train", stage.shape()) for stage in recipe.stages]
+    for pool, part in [("validation", recipe.validation), *(("test", f) for f in recipe.figures)]:
+        wanted.append((pool, TaskShape((part.ways, part.ways), (part.shots, part.shots), 1)))
+    for pool, shape in wanted:
+        try:
+            sample_tasks(pools[pool], shape, 1, (0,))
+        except DataError as error:
+            raise RecipeError(f"The recipe does not fit the {pool} classes: {error}") from error
+
+
+def _cut_log(job: Job, iteration: int) -> int:
+    """Drops of the log what comes after an iteration, and a line that was not written to its end.
+
+    Returns:
+        The iteration of the last line, 0 where there is none.
+    """
+    path, kept, last = job.run_dir / LOG, "", 0
+    if not path.exists():
+        return last
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            at = json.loads(line)["iteration"]
+        except ValueError:
+            continue
+        if at <= iteration:
+            kept, last = f"{kept}{line}\n", at
+    write_atomically(path, kept.encode())
+    return last
+
+
+def _meta_train(job: Job, state: State, validated: int) -> None:
+    """Runs the iterations that are left; the log holds validations up to `validated`."""
     recipe, augmentation = job.recipe, job.recipe.data.augmentation()
     began = time.monotonic() - state.wall_seconds
-    loss = accuracy = None
     try:
+        if state.iteration % recipe.validation.every == 0 and state.iteration > validated:
+            _validate(job, state)  # the run ended between checkpoint and log
         while state.iteration < recipe.iterations:
             stage, _ = recipe.stage_at(state.iteration)
             seed = (recipe.seed, TRAIN_STREAM, state.iteration)
             tasks = sample_tasks(job.pools["train"], stage.shape(), stage.tasks, seed, augmentation)
             outcome = meta_gradient(job.learner, state, stage, to_device(tasks, job.device))
-            outer_step(recipe, state)
-            state.wall_seconds = time.monotonic() - began
-            loss = _running(loss, outcome.loss.item())
-            accuracy = _running(accuracy, outcome.accuracy.item())
-            job.reporter.iteration(state.iteration, recipe.iterations, loss, accuracy)
+            with interrupts_held():
+                outer_step(recipe, state)
+                state.wall_seconds = time.monotonic() - began
+                state.loss = _running(state.loss, outcome.loss.item())
+                state.accuracy = _running(state.accuracy, outcome.accuracy.item())
+            job.reporter.iteration(state.iteration, recipe.iterations, state.loss, state.accuracy)
             if state.iteration % recipe.validation.every == 0:
                 save_checkpoint(job.checkpoint, state, recipe.digest())
-                _validate(job, state, stage.steps, loss, accuracy)
+                _validate(job, state)
     except KeyboardInterrupt:
         save_checkpoint(job.checkpoint, state, recipe.digest())
         raise
@@ -173,13 +214,18 @@ def _running(mean: float | None, value: float) -> float:
     return value if mean is None else SMOOTHING * mean + (1 - SMOOTHING) * value
 
 
-def _validate(job: Job, state: State, steps: int, loss: float, accuracy: float) -> None:
-    result = measure(job, state, "validation", job.recipe.validation, VALIDATION_STREAM, steps)
+def _validate(job: Job, state: State) -> None:
+    """Adds a line to the log, about the iterations so far."""
+    assert state.loss is not None
+    assert state.accuracy is not None
+    stage, _ = job.recipe.stage_at(state.iteration - 1)
+    wanted = job.recipe.validation
+    result = measure(job, state, "validation", wanted, VALIDATION_STREAM, stage.steps)
     line = {
         "iteration": state.iteration,
         "wall_seconds": round(state.wall_seconds, 1),
-        "loss": loss,
-        "accuracy": 100 * accuracy,
+        "loss": state.loss,
+        "accuracy": 100 * state.accuracy,
         "validation_accuracy": result.mean,
         "validation_interval_95": result.interval,
         "validation_by_step": result.by_step,

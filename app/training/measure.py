@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
-from app.errors import RecipeError
+from app.errors import RecipeError, RegistryError
 from app.registry.card import AccuracyFigure
 from app.registry.registry import Registry
 from app.training.evaluate import evaluate
@@ -43,8 +44,14 @@ def measure_model(
         JobError: its files or the data are broken, or there is no such pool.
     """
     registry, name, version = _locate(path)
-    model = registry.load(name, version or registry.latest(name).version)
-    recipe = Recipe.model_validate(model.card.recipe)
+    model = registry.load(name, registry.latest(name).version if version is None else version)
+    try:
+        recipe = Recipe.model_validate(model.card.recipe)
+        model.learner.start(model.theta, wanted.ways)
+    except ValidationError as error:
+        raise RegistryError(f"The card of {path} has no recipe that names its data") from error
+    except ValueError as error:
+        raise RecipeError(f"{path} cannot be measured so: {error}") from error
     folder = data_root or default_root / recipe.data.distribution
     pools = load_pools(recipe, folder, reporter.loading)
     if pool not in pools:

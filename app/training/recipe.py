@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from app.data.augment import Jitter
 from app.data.pools import Augmentation, TaskShape
 from app.errors import RecipeError
+from app.learning.heads import FixedHead, build_head
 from app.registry.card import NAME_PATTERN
 
 
@@ -17,6 +18,11 @@ def _ascending(pair: tuple[int, int]) -> tuple[int, int]:
     if not 1 <= pair[0] <= pair[1]:
         raise ValueError("must be [least, most] with 1 <= least <= most")
     return pair
+
+
+def _known(head: str) -> str:
+    build_head(head)
+    return head
 
 
 Positive = Annotated[float, Field(gt=0)]
@@ -129,7 +135,7 @@ class Recipe(_Part):
     seed: int = Field(ge=0)
     data: DataPart
     network: NetworkPart
-    head: str
+    head: Annotated[str, AfterValidator(_known)]
     inner: InnerPart
     stages: list[Stage] = Field(min_length=1)
     gradient_clip: float = Field(10.0, gt=0)
@@ -137,6 +143,15 @@ class Recipe(_Part):
     validation: Validation
     figures: list[Measure] = []
     """What is measured at the end, on the test classes, for the card."""
+
+    @model_validator(mode="after")
+    def _tasks_fit_the_head(self) -> Self:
+        head = build_head(self.head)
+        ways = {number for stage in self.stages for number in stage.ways}
+        ways |= {part.ways for part in (self.validation, *self.figures)}
+        if isinstance(head, FixedHead) and ways != {head.ways}:
+            raise ValueError(f"with the head {self.head!r} all `ways` must be {head.ways}")
+        return self
 
     @model_validator(mode="after")
     def _steps_have_alpha(self) -> Self:

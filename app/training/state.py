@@ -29,6 +29,10 @@ class State:
     optimizer: torch.optim.Adam
     iteration: int = 0
     wall_seconds: float = 0.0
+    loss: float | None = None
+    """Running mean over the meta-iterations, None before the first."""
+    accuracy: float | None = None
+    """The same of the accuracy, in [0, 1]."""
 
     @property
     def theta(self) -> Params:

@@ -1,0 +1,33 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.training import job
+from tests.unit.training.helpers import make_pools, recipe, run
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """A run is the same to the bit only with the same number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def made_up_pools(monkeypatch) -> None:
+    """No test of the job reads Omniglot."""
+    monkeypatch.setattr(job, "load_pools", lambda *_: make_pools())
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "load_pools", lambda *_: make_pools())
+        run(recipe(), folder)
+    return folder

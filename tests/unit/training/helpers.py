@@ -1,0 +1,163 @@
+"""A tiny run: its recipe, pools of made-up characters, and somebody to report to."""
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from app.data.pools import ClassPool
+from app.training import job
+from app.training.recipe import Measure, Recipe
+
+TEXT = """
+name = "tiny"
+version = 1
+description = "Made-up characters."
+seed = 3
+head = "shared-row"
+gradient_clip = 10.0
+
+[data]
+distribution = "omniglot"
+split = "background/evaluation"
+symmetries = true
+of_class = { degrees = 10.0 }
+of_picture = { shift = 0.05 }
+
+[network]
+name = "conv"
+filters = 4
+blocks = 3
+groups = 2
+
+[inner]
+steps = 2
+alpha_head = [0.1, 0.05]
+alpha_network = [0.01, 0.005]
+
+[[stages]]
+iterations = 4
+algorithm = "maml"
+steps = 1
+ways = [3, 5]
+shots = [1, 3]
+queries = 2
+tasks = 2
+learning_rate = 0.01
+final_learning_rate = 0.001
+alpha_learning_rate = 0.02
+
+[[stages]]
+iterations = 3
+algorithm = "first-order-maml"
+steps = 2
+ways = [2, 4]
+shots = [1, 2]
+queries = 3
+tasks = 2
+learning_rate = 0.005
+alpha_learning_rate = 0.01
+
+[validation]
+ways = 3
+shots = 1
+queries = 3
+tasks = 4
+every = 2
+
+[[figures]]
+ways = 4
+shots = 1
+queries = 3
+tasks = 6
+
+[[figures]]
+ways = 3
+shots = 2
+queries = 2
+tasks = 5
+"""
+
+
+def recipe(*changes: tuple[str, str]) -> Recipe:
+    """The tiny recipe, with pieces of its text replaced."""
+    return Recipe.model_validate(tomllib.loads(text(*changes)))
+
+
+def text(*changes: tuple[str, str]) -> str:
+    """The text of the tiny recipe, with pieces replaced everywhere."""
+    content = TEXT
+    for old, new in changes:
+        assert old in content
+        content = content.replace(old, new)
+    return content
+
+
+def write_recipe(models: Path, *changes: tuple[str, str]) -> Path:
+    """`recipe.toml` in its place in a registry."""
+    path = models / "tiny" / "recipe.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text(*changes))
+    return path
+
+
+def make_pool(classes: int, seed: int, pictures: int = 8) -> ClassPool:
+    """Classes of coarse random patterns, their pictures with much noise."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(0, 200, (classes, 1, 1, 7, 7)).repeat(4, axis=-1).repeat(4, axis=-2)
+    noise = rng.uniform(0, 55, (classes, pictures, 1, 28, 28))
+    images = (coarse + noise).astype(np.uint8)
+    return ClassPool(images, tuple(f"made-up/{seed}-{number}" for number in range(classes)))
+
+
+def make_pools() -> dict[str, ClassPool]:
+    """The three pools of the tiny run."""
+    return {"train": make_pool(12, 1), "validation": make_pool(6, 2), "test": make_pool(6, 3)}
+
+
+@dataclass
+class Recorder:
+    """Remembers what it is told; `acts` are called when their iteration is over."""
+
+    acts: dict[int, Callable[[], None]] = field(default_factory=dict)
+    measures: Callable[[Measure, int], None] = lambda *_: None
+    losses: list[float] = field(default_factory=list)
+    iterations: list[int] = field(default_factory=list)
+    lines: list[dict] = field(default_factory=list)
+
+    def loading(self, name: str, done: int, total: int) -> None: ...
+
+    def iteration(self, done: int, total: int, loss: float, accuracy: float) -> None:
+        self.iterations.append(done)
+        self.losses.append(loss)
+        self.acts.get(done, lambda: None)()
+
+    def validation(self, line: dict) -> None:
+        self.lines.append(line)
+
+    def measuring(self, measure: Measure, done: int) -> None:
+        self.measures(measure, done)
+
+
+class Killed(BaseException):
+    """Ends a run as `kill -9` does: nothing in the code catches it."""
+
+
+def kill() -> None:
+    """Ends the run here."""
+    raise Killed
+
+
+def run(recipe: Recipe, folder: Path, reporter: Recorder | None = None) -> Path:
+    """Trains by a recipe below a folder: `models`, and `run` for checkpoint and log."""
+    return job.train(
+        recipe,
+        data_dir=folder / "no data",
+        run_dir=folder / "run",
+        models_dir=folder / "models",
+        device=torch.device("cpu"),
+        reporter=reporter or Recorder(),
+    )
