@@ -87,18 +87,17 @@ class Computer:
             for parts, (phi, _) in zip(answers, requests, strict=True)
         ]
 
-    def warm(self, sizes: Sequence[int], batch_limit: int) -> None:
-        """Runs every shape once: adaptation of each padded size, queries of each chunk."""
-        for size in sizes:
-            inputs = np.zeros((size, *self.card.input.shape), np.float32)
-            support = SupportSet(inputs, np.arange(size) % 2, 2)
-            # Later steps do nothing new: the first may move the head alone, and in the second the
-            # network is still one for all tasks. The largest sets would take seconds for a third.
-            steps = 3 if size <= BATCH_EXAMPLES else 2
-            for count in _powers(min(batch_limit, BATCH_EXAMPLES // size)):
-                adapted = self.adapt([support] * count, steps)
-            if size <= self.most_rows:  # beyond it the head has no more rows
-                self._warm_queries(adapted[0][0], batch_limit)
+    def warm(self, size: int, batch_limit: int) -> None:
+        """Runs every shape of a padded support set once: its adaptation, and queries of its φ."""
+        inputs = np.zeros((size, *self.card.input.shape), np.float32)
+        support = SupportSet(inputs, np.arange(size) % 2, 2)
+        # Later steps do nothing new: the first may move the head alone, and in the second the
+        # network is still one for all tasks. The largest sets would take seconds for a third.
+        steps = 3 if size <= BATCH_EXAMPLES else 2
+        for count in _powers(min(batch_limit, BATCH_EXAMPLES // size)):
+            adapted = self.adapt([support] * count, steps)
+        if size <= self.most_rows:  # beyond it the head has no more rows
+            self._warm_queries(adapted[0][0], batch_limit)
 
     def _warm_queries(self, phi: Phi, batch_limit: int) -> None:
         for chunk in QUERY_CHUNKS:
@@ -113,7 +112,8 @@ class Computer:
         inputs = np.zeros((len(group), size, *self.card.input.shape), np.float32)
         labels = np.zeros((len(group), size), np.int64)
         mask = np.zeros((len(group), size), np.bool_)
-        classes = np.zeros((len(group), min(size, self.most_rows)), np.bool_)
+        rows = self.learner.head.rows(min(size, self.most_rows))
+        classes = np.zeros((len(group), rows), np.bool_)
         for index, support in enumerate(group):
             count = len(support.labels)
             inputs[index, :count] = support.inputs

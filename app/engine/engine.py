@@ -214,7 +214,10 @@ class Engine:
             sizes.append(2 * sizes[-1])
         for key, model in self._models.items():
             self._computers[key] = Computer(model, self._device, self._settings.max_classes)
-            self._computers[key].warm(sizes, self._settings.batch_limit)
+            for size in sizes:
+                if self._queue.closed:  # stopped before it was ready
+                    return
+                self._computers[key].warm(size, self._settings.batch_limit)
         log.info("the device is warm", seconds=round(time.monotonic() - began, 2))
 
     def _work_off(self, batch: list[Entry]) -> None:

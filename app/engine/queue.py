@@ -39,6 +39,11 @@ class WorkQueue:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more entries."""
+        return self._closed is not None
+
     def put(self, entry: Entry) -> None:
         """Adds a request.
 

@@ -23,6 +23,9 @@ class Head(Protocol):
     def start(self, theta: Mapping[str, Tensor], ways: int) -> Params:
         """The head's part of φ before the first step: weight (ways, D), bias (ways,)."""
 
+    def rows(self, padded: int) -> int:
+        """How many rows stand for a task whose classes are padded to `padded`."""
+
     def rate_factor(self, classes: Tensor) -> Tensor | float:
         """What α of the head's parameters is multiplied by, for a task with `classes` (N,)."""
 
@@ -55,6 +58,10 @@ class SharedRowHead:
             "head.bias": theta["head.bias"].expand(ways),
         }
 
+    def rows(self, padded: int) -> int:
+        """As many as asked for."""
+        return padded
+
     def rate_factor(self, classes: Tensor) -> Tensor | float:
         """N, see above."""
         return classes.sum()
@@ -78,6 +85,10 @@ class FixedHead:
         if ways != self.ways:
             raise ValueError(f"this θ has a head for {self.ways} classes, the task has {ways}")
         return {"head.weight": theta["head.weight"], "head.bias": theta["head.bias"]}
+
+    def rows(self, padded: int) -> int:  # noqa: ARG002 - N never changes
+        """N, always."""
+        return self.ways
 
     def rate_factor(self, classes: Tensor) -> Tensor | float:  # noqa: ARG002 - N never changes
         """One: α means what it means in the paper, times N for its sum over classes."""

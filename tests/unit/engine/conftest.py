@@ -7,7 +7,7 @@ import torch
 from app.engine import Engine, ModelKey
 from app.registry import LoadedModel, Registry
 from app.settings import Settings
-from tests.unit.engine.helpers import CONV, DEEP, SECONDS, Device, save_models, start
+from tests.unit.engine.helpers import CONV, DEEP, FIXED, SECONDS, Device, save_models, start
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -32,7 +32,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 @pytest.fixture(scope="session")
 def models(registry: Registry) -> dict[ModelKey, LoadedModel]:
-    return {key: registry.load(key.name, key.version) for key in (CONV, DEEP)}
+    return {key: registry.load(key.name, key.version) for key in (CONV, DEEP, FIXED)}
 
 
 @pytest.fixture

@@ -21,22 +21,24 @@ from tests.fakes import make_card
 
 CONV = ModelKey("conv", 1)
 DEEP = ModelKey("deep", 2)
-SHAPES = {CONV: (1, 12, 12), DEEP: (5,)}
+FIXED = ModelKey("fixed", 1)
+SHAPES = {CONV: (1, 12, 12), DEEP: (5,), FIXED: (5,)}
 SECONDS = 30.0
 """Longest wait for any future: a hang is a failure, not a hang of the suite."""
 
 
 def save_models(root: Path) -> Registry:
-    """Two models: `conv` reads pictures of 12 x 12, `deep` five numbers and takes four steps."""
+    """`conv` reads pictures of 12 x 12, `deep` and `fixed` five numbers; `fixed` has three rows."""
     registry = Registry(root)
     _save(registry, CONV, {"name": "conv", "filters": 8, "blocks": 2, "groups": 2}, steps=3)
     _save(registry, DEEP, {"name": "mlp", "hidden": [16, 16]}, steps=4)
+    _save(registry, FIXED, {"name": "mlp", "hidden": [16]}, steps=3, head="fixed-3")
     return registry
 
 
-def _save(registry: Registry, key: ModelKey, network: dict, steps: int) -> None:
+def _save(registry: Registry, key: ModelKey, network: dict, steps: int, head: str = "shared-row") -> None:
     spec = InputSpec(kind="values", shape=SHAPES[key])
-    learner = build_learner(spec, network, "shared-row")
+    learner = build_learner(spec, network, head)
     theta = learner.initial(seed=7)
     alpha = {
         name: torch.linspace(0.1, 0.02, steps) * (1.0 if name.startswith("head.") else 0.2)
@@ -48,7 +50,7 @@ def _save(registry: Registry, key: ModelKey, network: dict, steps: int) -> None:
         key.version,
         input=spec,
         network=network,
-        head="shared-row",
+        head=head,
         steps=steps,
         theta_sha256=sha256(content).hexdigest(),
         theta_bytes=len(content),

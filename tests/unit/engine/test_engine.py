@@ -14,6 +14,7 @@ from app.settings import Settings
 from tests.unit.engine.helpers import (
     CONV,
     DEEP,
+    FIXED,
     SECONDS,
     Problem,
     answer,
@@ -65,6 +66,14 @@ def test_an_adaptation_is_the_plain_inner_loop(engine, models, model, shots):
     assert got.probabilities.dtype == np.float32
     assert got.probabilities.shape == (9, len(shots))
     np.testing.assert_allclose(got.probabilities.sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("shots", [[1, 1, 1], [4, 1, 8]])
+def test_a_head_of_fixed_width_is_served_with_its_own_rows(engine, models, shots):
+    work = problem(1, shots, queries=9, model=FIXED)
+    got, want = answer(engine, "fixed", work), plain(models[FIXED], work)
+    np.testing.assert_allclose(got.probabilities, want.probabilities, **SAME)
+    np.testing.assert_allclose(got.support_loss, want.support_loss, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
