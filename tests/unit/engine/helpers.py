@@ -36,7 +36,9 @@ def save_models(root: Path) -> Registry:
     return registry
 
 
-def _save(registry: Registry, key: ModelKey, network: dict, steps: int, head: str = "shared-row") -> None:
+def _save(
+    registry: Registry, key: ModelKey, network: dict, steps: int, head: str = "shared-row"
+) -> None:
     spec = InputSpec(kind="values", shape=SHAPES[key])
     learner = build_learner(spec, network, head)
     theta = learner.initial(seed=7)
