@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from app import __version__
 from app.errors import InnerloopError
@@ -33,12 +34,26 @@ def main() -> None:
     try:
         cli(standalone_mode=True)
     except InnerloopError as error:
-        Console(stderr=True).print(
-            f"innerloop: {error}", style="red", markup=False, highlight=False
-        )
+        _print_error(" ".join(str(error).split()))
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _print_error(message: str) -> None:
+    Console(stderr=True).print(
+        f"innerloop: {message}", style="red", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+def _settings() -> Settings:
+    """The settings; where one is not valid, a line for each and exit status 1."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        for issue in error.errors():
+            _print_error(f"INNERLOOP_{str(issue['loc'][0]).upper()}: {issue['msg']}")
+        raise typer.Exit(1) from error
 
 
 def _print_version(wanted: bool) -> None:
@@ -64,7 +79,7 @@ def serve() -> None:
     """Serve the models over HTTP. Settings come from INNERLOOP_* environment variables."""
     from app.api.serve import run
 
-    raise typer.Exit(run(Settings()))
+    raise typer.Exit(run(_settings()))
 
 
 @cli.command()
@@ -76,7 +91,7 @@ def train(
         typer.Option("--run", help="Folder of checkpoint and log; runs/<name>-<version>."),
     ] = None,
     device: DeviceOption = "auto",
-    threads: Annotated[int, typer.Option(help="Threads on the CPU; 0 takes them all.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads on the CPU; 0 takes them all.")] = 0,
 ) -> None:
     """Meta-train θ by a recipe and write the version beside it; started again, it goes on."""
     import torch
@@ -86,7 +101,7 @@ def train(
     from app.training.progress import ConsoleReporter
     from app.training.recipe import load_recipe
 
-    settings = Settings()
+    settings = _settings()
     wanted = load_recipe(recipe)
     if threads:
         torch.set_num_threads(threads)
@@ -122,7 +137,7 @@ def evaluate(
     from app.training.progress import ConsoleReporter
     from app.training.recipe import Measure
 
-    settings = Settings()
+    settings = _settings()
     with ConsoleReporter(silent=as_json) as reporter:
         report = measure_model(
             model,
@@ -140,7 +155,8 @@ def evaluate(
         return
     low, high = report.confidence_interval_95
     typer.echo(
-        f"{model}: {ways}-way {shots}-shot, {tasks} tasks of the {split} classes, seed {seed}"
+        f"{model}: {ways}-way {shots}-shot, {report.queries} queries a class, "
+        f"{tasks} tasks of the {split} classes, seed {seed}"
     )
     typer.echo(f"split {report.split}, protocol {report.protocol}")
     typer.echo(f"accuracy {report.accuracy:.2f} %   95 % interval {low:.2f} to {high:.2f}")
@@ -155,8 +171,9 @@ def list_models() -> None:
     """List the models and verify θ of each version against its card."""
     from app.registry import Registry
 
-    registry = Registry(Settings().models_dir)
-    table = Table("model", "version", "task", "steps", "parameters", "SHA-256 of θ")
+    registry = Registry(_settings().models_dir)
+    digest = Column("SHA-256 of θ", overflow="fold")
+    table = Table("model", "version", "task", "steps", "parameters", digest)
     for name in registry.names():
         for number in registry.versions(name):
             card = registry.load(name, number).card
@@ -176,12 +193,12 @@ def upgrade() -> None:
     """Bring the database's schema up to date."""
     from app.database import Database
 
-    database = Database(Settings().database_url)
+    try:
+        database = Database(_settings().database_url)
+    except ValueError as error:
+        _print_error(f"INNERLOOP_DATABASE_URL: {error}")
+        raise typer.Exit(1) from error
     try:
         database.migrate()
     finally:
         database.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -8,9 +8,13 @@ from app.errors import DeviceError
 def choose_device(name: str) -> torch.device:
     """The device of a name; `auto` is the first GPU, or the CPU where there is none.
 
+    TF32 convolutions are turned off: what is measured offline must be what is served, and answers
+    must agree to 1e-5 whatever the batch.
+
     Raises:
         DeviceError: no device has that name, or torch cannot see it.
     """
+    torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:

@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     phi_cache_bytes: int = Field(512 * MEBIBYTE, ge=0)
     """Size of the cache of adapted weights φ on the device, in bytes."""
     deadline_seconds: float = Field(30.0, gt=0)
-    """Longest time that a request waits for the device, in seconds."""
+    """Longest single wait for the device, in seconds; few requests need more than one."""
     drain_seconds: float = Field(20.0, ge=0)
     """How long a shutdown waits for the requests in flight, in seconds."""
     idempotency_seconds: int = Field(86_400, ge=1)

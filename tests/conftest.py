@@ -12,11 +12,10 @@ ARCHIVES = ("images_background.zip", "images_evaluation.zip")
 def omniglot_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A writable folder with the two archives of the real Omniglot, and nothing else.
 
-    They are looked for in INNERLOOP_TEST_OMNIGLOT, else in `shared/data/omniglot` next to the
-    checkout.
+    They are looked for in INNERLOOP_TEST_OMNIGLOT, else in the checkout's `data/omniglot`.
     """
     given = os.environ.get("INNERLOOP_TEST_OMNIGLOT")
-    source = Path(given) if given else Path(__file__).parents[2] / "shared" / "data" / "omniglot"
+    source = Path(given) if given else Path(__file__).parents[1] / "data" / "omniglot"
     missing = [name for name in ARCHIVES if not (source / name).is_file()]
     if missing:
         pytest.skip(f"{source} has no {' and no '.join(missing)}: set INNERLOOP_TEST_OMNIGLOT")

@@ -183,6 +183,7 @@ def make_card(name: str, version: int = 1, **changes) -> Card:
                 protocol="inductive",
                 ways=5,
                 shots=1,
+                queries=15,
                 tasks=100,
                 seed=0,
                 accuracy=90.0,

@@ -15,6 +15,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from app.data.images import prepare_image
@@ -120,7 +121,7 @@ def _load_all(folder: Path, progress: Progress) -> ClassPool:
 
 def _decode_part(
     folder: Path, part: str, progress: Progress
-) -> Iterator[tuple[str, "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]"]]:
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Yields "<alphabet>/<character>" with its drawings (20, 1, 28, 28), one for each drawer."""
     total = PARTS[part][1]
     drawings: dict[str, list[tuple[str, bytes]]] = {}
@@ -141,7 +142,7 @@ def _decode_part(
         progress(f"Decoding {part}", done, total)
 
 
-def _decode(path: str, data: bytes) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+def _decode(path: str, data: bytes) -> NDArray[np.uint8]:
     try:
         return prepare_image(Image.open(BytesIO(data), formats=["PNG"]), INPUT)
     except Exception as error:  # a decoder may raise anything on broken bytes

@@ -4,11 +4,10 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
-import torch
 
 from app.devices import choose_device
 from app.engine.cache import PhiCache
@@ -50,7 +49,7 @@ class _Counts:
     requests: int = 0
     failures: int = 0
     busy_seconds: float = 0.0
-    in_a_row: int = field(default=0)
+    in_a_row: int = 0
 
 
 class Engine:
@@ -151,9 +150,8 @@ class Engine:
 
     def forget(self, phi_key: str) -> None:
         """Drops φ from the cache before the next batch."""
-        self._forgotten.append(
-            phi_key
-        )  # the list's append is atomic; the device's thread empties it
+        # A list's append is atomic; the device's thread empties it.
+        self._forgotten.append(phi_key)
 
     def stats(self) -> dict[str, float]:
         """Counters since the start, and gauges: queue, batches, failures, the φ cache."""
@@ -175,7 +173,7 @@ class Engine:
     ) -> Future[Any]:
         if self._failure is not None:
             raise self._failure.with_traceback(None)  # it would grow with every raise
-        if not self._warm.is_set():
+        if not self._warm.is_set() and not self._queue.closed:
             raise NotReady("The device is warming up; try again shortly.", retry_after_seconds=2)
         if model not in self._models:
             raise NotReady(
@@ -190,9 +188,11 @@ class Engine:
         """The device's thread. However it ends, nobody is left waiting."""
         batch: list[Entry] | None = None
         try:
-            self._prepare()
+            if not self._prepare():
+                return
             self._warm.set()
             while batch := self._queue.next_batch(self._settings.batch_limit, BATCH_EXAMPLES):
+                self._counts.requests += len(batch)
                 self._work_off(batch)
                 if self._counts.in_a_row >= FAILURES_IN_A_ROW:
                     raise RuntimeError("the device failed again and again")
@@ -205,9 +205,12 @@ class Engine:
                     entry.future.set_exception(self._failure)
             log.exception("the device's thread ended", error=str(error))
 
-    def _prepare(self) -> None:
-        """Moves every θ to the device and warms every shape that can be asked for."""
-        torch.backends.cudnn.allow_tf32 = False  # answers must agree to 1e-5, whatever the batch
+    def _prepare(self) -> bool:
+        """Moves every θ to the device and warms every shape that can be asked for.
+
+        Returns:
+            Whether it came to its end: False where the engine was stopped before it was ready.
+        """
         began = time.monotonic()
         sizes, most = [LEAST_SUPPORT], padded(self._settings.max_support)
         while sizes[-1] < most:
@@ -215,10 +218,11 @@ class Engine:
         for key, model in self._models.items():
             self._computers[key] = Computer(model, self._device, self._settings.max_classes)
             for size in sizes:
-                if self._queue.closed:  # stopped before it was ready
-                    return
+                if self._queue.closed:
+                    return False
                 self._computers[key].warm(size, self._settings.batch_limit)
         log.info("the device is warm", seconds=round(time.monotonic() - began, 2))
+        return True
 
     def _work_off(self, batch: list[Entry]) -> None:
         """Runs a batch; where it fails, each of its requests alone, so that one hurts no other."""
@@ -241,7 +245,6 @@ class Engine:
         while self._forgotten:
             self._cache.drop(self._forgotten.pop())
         self._counts.batches += 1
-        self._counts.requests += len(batch)
         run: dict[type, Callable[[list[Entry], Computer], None]] = {
             _Adapt: self._adapt,
             _Predict: self._predict,

@@ -91,7 +91,7 @@ class FixedHead:
         return self.ways
 
     def rate_factor(self, classes: Tensor) -> Tensor | float:  # noqa: ARG002 - N never changes
-        """One: α means what it means in the paper, times N for its sum over classes."""
+        """One. The paper's code sums its loss over classes: its α stands for N α here."""
         return 1.0
 
 

@@ -1,10 +1,10 @@
-"""The inner loop of MAML: α gradient steps from θ on one support set. There is no other copy of it.
+"""The inner loop of MAML: gradient steps of size α from θ on one support set. No other copy exists.
 
     φ_0 = θ,   φ_{k+1} = φ_k - α_k ∇ L(φ_k; support)       (Finn, Abbeel & Levine 2017, Eq. 1)
 
 It is a pure function. It can be differentiated to second order, and `torch.func.vmap` over support
-sets makes it one batched computation for many tasks; θ, being shared, then stays unbatched, and
-with it the whole of the first forward pass.
+sets makes it one batched computation for many tasks; θ is shared, so the first forward pass then
+runs all tasks' examples through one set of weights.
 """
 
 from collections.abc import Mapping, Sequence

@@ -6,6 +6,7 @@ answer does not depend on what else is in the batch.
 """
 
 from collections.abc import Sequence
+from inspect import signature
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -90,6 +91,13 @@ class Mlp(nn.Module):
 
 
 NETWORKS: dict[str, type[ConvNet] | type[Mlp]] = {"conv": ConvNet, "mlp": Mlp}
+
+
+def network_arguments(name: str, **given: Any) -> dict[str, Any]:
+    """A network's arguments, defaults included: a default must never change under a θ."""
+    parameters = signature(NETWORKS[name]).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {"name": name, **defaults, **given}
 
 
 def build_network(input_shape: Sequence[int], name: str, **arguments: Any) -> ConvNet | Mlp:

@@ -24,9 +24,11 @@ class AccuracyFigure(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     split: str
-    protocol: Literal["inductive", "transductive"]
+    protocol: Literal["inductive"]
     ways: int
     shots: int
+    queries: int
+    """Queries of each class."""
     tasks: int
     seed: int
     accuracy: float
@@ -65,5 +67,5 @@ class Card(BaseModel):
     iterations: int
     wall_seconds: float
     made_with: dict[str, str]
-    """Versions of the libraries that made θ."""
+    """Versions of the libraries that made θ, the device and its threads."""
     figures: tuple[AccuracyFigure, ...]

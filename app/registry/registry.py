@@ -141,14 +141,17 @@ class Registry:
         """Writes a new version: θ first and the card last, for a version is there once its card is.
 
         Raises:
-            RegistryError: the version exists already.
+            RegistryError: the version exists already, or the folder cannot be written to.
         """
         folder = self.folder(card.name, card.version)
         if (folder / CARD).exists():
             raise RegistryError(f"{folder} exists already: raise `version` in the recipe")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / THETA, content)
-        write_atomically(folder / CARD, (card.model_dump_json(indent=2) + "\n").encode())
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / THETA, content)
+            write_atomically(folder / CARD, (card.model_dump_json(indent=2) + "\n").encode())
+        except OSError as error:
+            raise RegistryError(f"{folder} cannot be written: {error}") from error
         return folder
 
     def folder(self, name: str, version: int) -> Path:

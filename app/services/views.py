@@ -52,7 +52,7 @@ class NewSession:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Probabilities of one query by label, most probable label first named."""
+    """The answer to one query: `label` is the most probable one."""
 
     label: str
     probability: float

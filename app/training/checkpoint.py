@@ -15,8 +15,8 @@ ADAM = ("exp_avg", "exp_avg_sq", "step")
 RUN = ("iteration", "wall_seconds", "loss", "accuracy")
 
 
-def save_checkpoint(path: Path, state: State, recipe_digest: str) -> None:
-    """Writes the state of a run.
+def save_checkpoint(path: Path, state: State, identity: str) -> None:
+    """Writes the state of a run; `identity` is a digest of all that it must go on with.
 
     Raises:
         CheckpointError: the folder cannot be written to; the checkpoint before is still whole.
@@ -27,7 +27,7 @@ def save_checkpoint(path: Path, state: State, recipe_digest: str) -> None:
         for key, value in state.optimizer.state[parameter].items():
             tensors[f"{key}.{name}"] = value.detach().cpu().contiguous()
     metadata = {
-        "recipe": recipe_digest,
+        "identity": identity,
         "run": json.dumps({key: getattr(state, key) for key in RUN}),
     }
     try:
@@ -37,25 +37,27 @@ def save_checkpoint(path: Path, state: State, recipe_digest: str) -> None:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def restore_checkpoint(path: Path, state: State, recipe_digest: str) -> None:
+def restore_checkpoint(path: Path, state: State, identity: str) -> None:
     """Puts a fresh state where the checkpoint's run stood.
 
     Raises:
-        CheckpointError: the file is broken, or of another recipe.
+        CheckpointError: the file is broken, or of another recipe, data set or network.
     """
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
         run = json.loads(metadata["run"])
-        progress, owner = {key: run[key] for key in RUN}, metadata["recipe"]
+        progress, owner = {key: run[key] for key in RUN}, metadata["identity"]
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path} is no whole checkpoint ({error}): delete it to start anew"
         ) from error
-    if owner != recipe_digest:
+    shapes = {f"parameter.{name}": value.shape for name, value in state.parameters.items()}
+    found = {name: value.shape for name, value in tensors.items() if name in shapes}
+    if owner != identity or found != shapes:
         raise CheckpointError(
-            f"{path} belongs to another recipe: use another --run folder, or delete it"
+            f"{path} belongs to another recipe or data set: use another --run folder, or delete it"
         )
     with torch.no_grad():
         for name, parameter in state.parameters.items():

@@ -15,7 +15,9 @@ from app.learning.maml import query_accuracy
 from app.learning.tasks import Task
 
 TASKS_AT_ONCE_EXAMPLES = 2000
-"""Examples in one batched computation: enough to fill two cores, little enough for their memory."""
+"""Examples in one batched computation: enough for batching to pay, few enough for memory.
+
+Changing it changes the tasks that a seed draws."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Accuracy:
     interval: tuple[float, float]
     by_step: tuple[float, ...]
     nearest_class_mean: float
+    queries: int
+    """Queries of each class: fewer than asked for where a class has not as many pictures."""
 
 
 def evaluate(
@@ -95,6 +99,7 @@ def evaluate(
         (mean - margin, mean + margin),
         tuple(accuracy.mean(0).tolist()),
         (100 * torch.cat(baseline)).mean().item(),
+        queries,
     )
 
 

@@ -15,9 +15,10 @@ import torch
 
 from app.data.omniglot import INPUT, data_digest, load_omniglot
 from app.data.pools import ClassPool, TaskShape, sample_tasks
-from app.errors import DataError, RecipeError, RegistryError
+from app.errors import CheckpointError, DataError, RecipeError, RegistryError
 from app.files import write_atomically
 from app.learning.learner import Learner
+from app.learning.networks import network_arguments
 from app.registry.card import AccuracyFigure, Card
 from app.registry.registry import Registry, build_learner, encode_theta
 from app.training.checkpoint import restore_checkpoint, save_checkpoint
@@ -29,7 +30,7 @@ from app.training.state import State, initial_state, meta_gradient, outer_step
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
 TRAIN_STREAM, VALIDATION_STREAM, TEST_STREAM = 0, 1, 2
-"""Second word of every seed, so that no two parts of a run draw the same tasks."""
+"""Second word of the seeds of training, first word of those of validation and figures."""
 SMOOTHING = 0.98
 """Decay of the running means that are shown: about the last fifty meta-iterations."""
 
@@ -61,6 +62,8 @@ class Job:
     registry: Registry
     device: torch.device
     reporter: Reporter
+    identity: str
+    """SHA-256 of the recipe and the data: a checkpoint of others is refused."""
 
     @property
     def checkpoint(self) -> Path:
@@ -91,8 +94,8 @@ def train(
     """Meta-trains θ, from the run's checkpoint where there is one, and writes the version.
 
     An interrupted run, however it ended, goes on from its last checkpoint and then gives the same θ
-    as one that was not interrupted (on the same machine with the same number of threads). A
-    KeyboardInterrupt leaves a checkpoint at the iteration where it came.
+    as one that was not interrupted: on the same machine, on its CPU, with the same number of
+    threads. A KeyboardInterrupt leaves a checkpoint at the iteration where it came.
 
     Args:
         recipe: how θ is made.
@@ -107,8 +110,7 @@ def train(
 
     Raises:
         JobError: the recipe, the data, the checkpoint or the registry is not as needed, or the run
-            diverged;
-            the last good checkpoint is kept.
+            diverged; the last good checkpoint is kept.
     """
     registry = Registry(models_dir)
     if recipe.version in registry.versions(recipe.name):
@@ -122,12 +124,13 @@ def train(
         raise RecipeError(f"The recipe's [network] cannot be built: {error}") from error
     pools = load_pools(recipe, data_dir, reporter.loading)
     _check_fit(recipe, pools)
-    job = Job(recipe, learner, pools, run_dir, registry, device, reporter)
+    identity = hashlib.sha256((recipe.digest() + data_digest(pools)).encode()).hexdigest()
+    job = Job(recipe, learner, pools, run_dir, registry, device, reporter, identity)
     state = initial_state(recipe, learner, device)
     if job.checkpoint.exists():
-        restore_checkpoint(job.checkpoint, state, recipe.digest())
+        restore_checkpoint(job.checkpoint, state, job.identity)
     else:  # at once, so that a folder that cannot be written to costs no work
-        save_checkpoint(job.checkpoint, state, recipe.digest())
+        save_checkpoint(job.checkpoint, state, job.identity)
     _meta_train(job, state, validated=_cut_log(job, state.iteration))
     return _publish(job, state)
 
@@ -202,12 +205,12 @@ def _meta_train(job: Job, state: State, validated: int) -> None:
                 state.accuracy = _running(state.accuracy, outcome.accuracy.item())
             job.reporter.iteration(state.iteration, recipe.iterations, state.loss, state.accuracy)
             if state.iteration % recipe.validation.every == 0:
-                save_checkpoint(job.checkpoint, state, recipe.digest())
+                save_checkpoint(job.checkpoint, state, job.identity)
                 _validate(job, state)
     except KeyboardInterrupt:
-        save_checkpoint(job.checkpoint, state, recipe.digest())
+        save_checkpoint(job.checkpoint, state, job.identity)
         raise
-    save_checkpoint(job.checkpoint, state, recipe.digest())
+    save_checkpoint(job.checkpoint, state, job.identity)
 
 
 def _running(mean: float | None, value: float) -> float:
@@ -231,8 +234,11 @@ def _validate(job: Job, state: State) -> None:
         "validation_by_step": result.by_step,
         "validation_nearest_class_mean": result.nearest_class_mean,
     }
-    with (job.run_dir / LOG).open("a", encoding="utf-8") as log:
-        log.write(json.dumps(line) + "\n")
+    try:
+        with (job.run_dir / LOG).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise CheckpointError(f"{job.run_dir / LOG} cannot be written: {error}") from error
     job.reporter.validation(line)
 
 
@@ -251,7 +257,7 @@ def _publish(job: Job, state: State) -> Path:
         description=recipe.description,
         task="classification",
         input=INPUT,
-        network=recipe.network.model_dump(),
+        network=network_arguments(**recipe.network.model_dump()),
         head=recipe.head,
         steps=recipe.inner.steps,
         alpha={name: tuple(value.tolist()) for name, value in state.alpha.items()},
@@ -285,6 +291,7 @@ def figure(split: str, wanted: Measure, seed: int, result: Accuracy) -> Accuracy
         protocol="inductive",
         ways=wanted.ways,
         shots=wanted.shots,
+        queries=result.queries,
         tasks=wanted.tasks,
         seed=seed,
         accuracy=round(result.mean, 2),

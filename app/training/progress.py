@@ -57,7 +57,8 @@ class ConsoleReporter:
         self._progress.console.print(
             f"iteration {line['iteration']}: loss {line['loss']:.4f}, "
             f"validation accuracy {line['validation_accuracy']:.2f} %, "
-            f"nearest class mean {line['validation_nearest_class_mean']:.2f} %"
+            f"nearest class mean {line['validation_nearest_class_mean']:.2f} %",
+            soft_wrap=True,
         )
 
     def measuring(self, measure: Measure, done: int) -> None:

@@ -20,6 +20,12 @@ def _ascending(pair: tuple[int, int]) -> tuple[int, int]:
     return pair
 
 
+def _several(ways: tuple[int, int]) -> tuple[int, int]:
+    if ways[0] < 2:
+        raise ValueError("must begin at two classes: one class has nothing to tell apart")
+    return ways
+
+
 def _known(head: str) -> str:
     build_head(head)
     return head
@@ -27,6 +33,7 @@ def _known(head: str) -> str:
 
 Positive = Annotated[float, Field(gt=0)]
 Range = Annotated[tuple[int, int], AfterValidator(_ascending)]
+Ways = Annotated[Range, AfterValidator(_several)]
 
 
 class _Part(BaseModel):
@@ -78,8 +85,6 @@ class InnerPart(_Part):
     """First values of α for the output rows, one for each step."""
     alpha_network: list[Positive]
     """First values of α for everything else, one for each step."""
-    learn_alpha: bool = True
-    """Whether α is learned, by parameter tensor and step (Antoniou et al. 2019, MAML++)."""
 
     @model_validator(mode="after")
     def _one_alpha_a_step(self) -> Self:
@@ -95,7 +100,7 @@ class Stage(_Part):
     iterations: int = Field(ge=1)
     algorithm: Literal["maml", "first-order-maml"]
     steps: int = Field(ge=1, le=20)
-    ways: Range
+    ways: Ways
     shots: Range
     queries: int = Field(ge=1)
     tasks: int = Field(ge=1)
@@ -103,7 +108,9 @@ class Stage(_Part):
     learning_rate: float = Field(gt=0)
     final_learning_rate: float = Field(0.0, ge=0)
     alpha_learning_rate: float = Field(0.0, ge=0)
-    """Learning rate of log α; it falls in the same way."""
+    """Learning rate of log α; it falls in the same way, to zero. With zero α stays as it is.
+
+    α is one number per parameter tensor and step (Antoniou et al. 2019, MAML++)."""
 
     def shape(self) -> TaskShape:
         """The tasks of a meta-batch."""
@@ -196,6 +203,7 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path} is no TOML: {error}") from error
     except ValidationError as error:
         broken = "; ".join(
-            f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors()
+            f"{'.'.join(map(str, issue['loc'])) or 'recipe'}: {issue['msg']}"
+            for issue in error.errors()
         )
         raise RecipeError(f"{path} is no valid recipe: {broken}") from error

@@ -96,7 +96,8 @@ def outer_step(recipe: Recipe, state: State) -> None:
         Diverged: the gradient is not finite; the state is untouched.
     """
     stage, done = recipe.stage_at(state.iteration)
-    norm = torch.nn.utils.clip_grad_norm_(state.parameters.values(), recipe.gradient_clip)
+    moving = state.parameters if stage.alpha_learning_rate else state.theta
+    norm = torch.nn.utils.clip_grad_norm_(moving.values(), recipe.gradient_clip)
     if not bool(norm.isfinite()):
         raise Diverged(
             f"The meta-gradient is not finite at iteration {state.iteration}: "
@@ -106,6 +107,6 @@ def outer_step(recipe: Recipe, state: State) -> None:
     span = stage.learning_rate - stage.final_learning_rate
     theta_group, alpha_group = state.optimizer.param_groups
     theta_group["lr"] = stage.final_learning_rate + span * cosine
-    alpha_group["lr"] = stage.alpha_learning_rate * cosine if recipe.inner.learn_alpha else 0.0
+    alpha_group["lr"] = stage.alpha_learning_rate * cosine
     state.optimizer.step()
     state.iteration += 1

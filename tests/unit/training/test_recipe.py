@@ -1,10 +1,10 @@
-import hashlib
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from app.errors import RecipeError
-from app.training.recipe import load_recipe
+from app.training.recipe import Recipe, load_recipe
 from tests.unit.training.helpers import recipe, text
 
 BUNDLED = sorted((Path(__file__).parents[3] / "models").glob("*/recipe.toml"))
@@ -37,9 +37,9 @@ def test_a_missing_recipe_is_named(tmp_path):
         load_recipe(tmp_path / "nowhere.toml")
 
 
-@pytest.mark.parametrize("content", ["name = ", "[data\n", 'a = "unclosed'])
+@pytest.mark.parametrize("content", ["name =\nseed = 1", "\n[data\n", "a = = 1\n"])
 def test_what_is_no_toml_is_said_so_with_the_line(tmp_path, content):
-    with pytest.raises(RecipeError, match=r"recipe\.toml is no TOML: .*line 1"):
+    with pytest.raises(RecipeError, match=r"recipe\.toml is no TOML: .*line [12]"):
         load(tmp_path, content)
 
 
@@ -108,10 +108,12 @@ def test_the_digest_ignores_comments_order_and_defaults_written_out():
     lines = text().strip().split("\n\n", 1)
     top = "\n".join(reversed(lines[0].split("\n")))
     commented = f"# A comment.\n{top}\n\n{lines[1]}\n# Another.\n"
-    written_out = text(("[0.01, 0.005]", "[0.01, 0.005]\nlearn_alpha = true"))
+    written_out = text(
+        ("of_class = { degrees = 10.0 }", "of_class = { degrees = 10.0, shear = 0 }")
+    )
     for content in (commented, written_out):
         assert content != text()
-        assert tiny_digest(content) == recipe().digest()
+        assert Recipe.model_validate(tomllib.loads(content)).digest() == recipe().digest()
 
 
 @pytest.mark.parametrize(
@@ -127,17 +129,3 @@ def test_the_digest_ignores_comments_order_and_defaults_written_out():
 )
 def test_the_digest_tells_recipes_apart(change):
     assert recipe(change).digest() != recipe().digest()
-
-
-def test_the_digest_is_the_same_in_every_process():
-    tiny = recipe()
-    assert tiny.digest() == hashlib.sha256(tiny.model_dump_json().encode()).hexdigest()
-    assert len(tiny.digest()) == 64
-
-
-def tiny_digest(content: str) -> str:
-    import tomllib
-
-    from app.training.recipe import Recipe
-
-    return Recipe.model_validate(tomllib.loads(content)).digest()

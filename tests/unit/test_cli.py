@@ -1,0 +1,263 @@
+"""The offline commands as a person types them: what is printed where, and the exit status."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+from app import cli
+from app.registry import Registry
+from app.training import job, measure
+from tests.unit.training.helpers import make_pools, recipe, run, write_recipe
+
+
+class Shell:
+    """Runs the command `innerloop` in this process."""
+
+    def __init__(self, monkeypatch, capfd):
+        self._monkeypatch, self._capfd = monkeypatch, capfd
+
+    def __call__(self, *arguments: str | Path) -> tuple[int, str, str]:
+        """Exit status, standard output and standard error."""
+        self._monkeypatch.setattr(sys, "argv", ["innerloop", *map(str, arguments)])
+        self._capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = self._capfd.readouterr()
+        return end.value.code or 0, out, err
+
+
+@pytest.fixture
+def shell(monkeypatch, capfd, tmp_path) -> Shell:
+    """The command in an empty working folder, with made-up pools in place of Omniglot."""
+    for name in [name for name in os.environ if name.startswith("INNERLOOP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    for module in (job, measure):
+        monkeypatch.setattr(module, "load_pools", lambda *_: make_pools())
+    return Shell(monkeypatch, capfd)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Puts back what `--threads 1` changes."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with a tiny model."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_recipe(folder / "models")
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "load_pools", lambda *_: make_pools())
+        run(recipe(), folder)
+    return folder / "models"
+
+
+@pytest.fixture
+def trained(shell, tiny_models) -> Path:
+    """The folder of a tiny model, below the working folder."""
+    shutil.copytree(tiny_models, "models")
+    return Path("models/tiny")
+
+
+def check_one_line(status: int, out: str, err: str) -> str:
+    """An error of ours is one line on standard error and exit status 1."""
+    assert status == 1
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("innerloop: ")
+    return lines[0]
+
+
+def test_the_version_is_printed_alone(shell):
+    assert shell("--version") == (0, version("innerloop") + "\n", "")
+
+
+def test_the_command_is_installed_and_runs_as_a_module_too():
+    results = [
+        subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+        for command in (
+            [Path(sys.executable).with_name("innerloop")],
+            [sys.executable, "-m", "app"],
+        )
+    ]
+    assert {result.stdout for result in results} == {version("innerloop") + "\n"}
+
+
+@pytest.mark.parametrize("command", [["--help"], []])
+def test_help_names_the_commands(shell, command):
+    _, out, err = shell(*command)
+    for name in ("serve", "train", "evaluate", "models", "db"):
+        assert name in out + err
+
+
+def test_an_unknown_command_is_a_usage_error(shell):
+    status, out, err = shell("tarin")
+    assert (status, out) == (2, "")
+    assert "tarin" in err
+
+
+def test_training_writes_the_version_beside_its_recipe_and_says_where(shell):
+    write_recipe(Path("models"))
+    status, out, err = shell("train", "models/tiny/recipe.toml", "--threads", "1")
+    folder = Path("models/tiny/1").resolve()
+    assert (status, out) == (0, f"Wrote {folder}\n")
+    assert "meta-training" in err
+    assert Registry(Path("models")).load("tiny", 1).card.made_with["threads"] == "1"
+    assert Path("runs/tiny-1/log.jsonl").is_file()
+
+
+def test_training_goes_where_it_is_told(shell):
+    path = write_recipe(Path("elsewhere/models"))
+    status, _, _ = shell("train", path, "--run", "my run", "--device", "cpu", "--threads", "1")
+    assert status == 0
+    assert sorted(path.name for path in Path("my run").iterdir()) == [
+        "checkpoint.safetensors",
+        "log.jsonl",
+    ]
+    assert Registry(Path("elsewhere/models")).versions("tiny") == [1]
+
+
+def test_the_data_folder_is_the_options_else_the_settings(shell, monkeypatch):
+    folders = []
+
+    def load(_recipe, folder, _progress):
+        folders.append(folder)
+        return make_pools()
+
+    monkeypatch.setattr(job, "load_pools", load)
+    monkeypatch.setattr(measure, "load_pools", load)
+    write_recipe(Path("models"))
+    monkeypatch.setenv("INNERLOOP_DATA_DIR", "from settings")
+    shell("train", "models/tiny/recipe.toml", "--threads", "1")
+    shell("evaluate", "models/tiny", "--tasks", "2", "--ways", "2", "--data", "from option")
+    assert folders == [Path("from settings/omniglot"), Path("from option")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nowhere.toml"], "nowhere.toml cannot be read"),
+        (["train", "models/tiny/recipe.toml"], "models/tiny/1 exists already: raise `version`"),
+        (["train", "broken.toml"], "broken.toml is no valid recipe: name: "),
+        (["evaluate", "models/none"], "no model 'none'. Models here: tiny."),
+        (["evaluate", "models/tiny/7"], "no version 7"),
+        (["evaluate", "models/tiny", "--split", "exam"], "use one of train, validation, test"),
+        (["evaluate", "models/tiny", "--ways", "9"], "ask for smaller tasks"),
+        (["evaluate", "models/tiny", "--device", "tpu"], "There is no device 'tpu'"),
+        (["evaluate", "models/tiny", "--device", "cuda:99"], "'cuda:99' is not there"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_error_is_one_line_and_exit_status_1(shell, trained, arguments, message):
+    Path("broken.toml").write_text("")
+    assert message in check_one_line(*shell(*arguments))
+
+
+def test_an_error_stays_one_line_however_long_it_is(shell, trained):
+    card = trained / "1" / "card.json"
+    card.write_text(card.read_text().replace('"steps": 2', '"steps": 0').replace('"tiny"', '""'))
+    line = check_one_line(*shell("models", "list"))
+    assert len(line) > 200
+    assert "tiny/1/card.json is no valid card" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "models/tiny", "--ways", "1"],
+        ["evaluate", "models/tiny", "--shots", "0"],
+        ["evaluate", "models/tiny", "--tasks", "1"],
+        ["evaluate", "models/tiny", "--seed", "-1"],
+        ["train", "recipe.toml", "--threads", "-1"],
+        ["train"],
+    ],
+    ids=" ".join,
+)
+def test_an_option_out_of_range_is_a_usage_error(shell, arguments):
+    status, out, err = shell(*arguments)
+    assert (status, out) == (2, "")
+    assert "Usage: innerloop" in err
+
+
+@pytest.mark.parametrize("command", [["models", "list"], ["serve"], ["evaluate", "models/tiny"]])
+def test_settings_that_are_not_valid_are_named(shell, monkeypatch, command):
+    monkeypatch.setenv("INNERLOOP_PORT", "http")
+    assert "INNERLOOP_PORT: Input should be a valid integer" in check_one_line(*shell(*command))
+
+
+EVALUATE = ("--ways", "4", "--shots", "1", "--queries", "3", "--tasks", "6")
+
+
+def test_json_is_all_that_evaluate_prints_and_holds_the_cards_figure(shell, trained):
+    status, out, err = shell("evaluate", trained, *EVALUATE, "--json")
+    assert (status, err) == (0, "")
+    report = json.loads(out)
+    assert report.pop("pool") == "test"
+    figure = Registry(Path("models")).card("tiny", 1).figures[0]
+    assert report == figure.model_dump(mode="json"), "the default seed is the card's"
+
+
+def test_evaluate_prints_accuracy_interval_steps_and_baseline(shell, trained):
+    status, out, err = shell("evaluate", trained / "1", *EVALUATE, "--steps", "3")
+    assert status == 0
+    report = json.loads(shell("evaluate", trained, *EVALUATE, "--steps", "3", "--json")[1])
+    low, high = report["confidence_interval_95"]
+    assert "4-way 1-shot, 3 queries a class, 6 tasks of the test classes, seed 2" in out
+    assert f"accuracy {report['accuracy']:.2f} %   95 % interval {low:.2f} to {high:.2f}" in out
+    assert f"nearest class mean of θ's features {report['nearest_class_mean']:.2f} %" in out
+    assert len(report["accuracy_by_step"]) == 4
+    for value in report["accuracy_by_step"]:
+        assert f"{value:.2f}" in out
+    assert "4-way 1-shot" in err, "progress is shown aside"
+
+
+def test_list_shows_every_version_with_its_whole_digest(shell, trained, monkeypatch):
+    write_recipe(Path("models"), ("version = 1", "version = 2"))
+    shell("train", "models/tiny/recipe.toml", "--threads", "1")
+    status, out, err = shell("models", "list")
+    assert (status, err) == (0, "")
+    rows = [line.split("│")[1:-1] for line in out.splitlines() if line.startswith("│")]
+    named = [[cell.strip() for cell in row[:4]] for row in rows if row[0].strip()]
+    assert named == [["tiny", str(number), "classification", "2"] for number in (1, 2)]
+    registry = Registry(Path("models"))
+    digests = [registry.card("tiny", number).theta_sha256 for number in (1, 2)]
+    assert "".join(row[-1].strip() for row in rows) == "".join(digests)
+
+
+def test_list_without_models_is_empty_and_no_error(shell):
+    status, out, err = shell("models", "list")
+    assert (status, err) == (0, "")
+    assert "model" in out
+
+
+def test_list_finds_a_theta_that_was_changed(shell, trained):
+    path = trained / "1" / "theta.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    line = check_one_line(*shell("models", "list"))
+    assert "theta.safetensors has the SHA-256" in line
+
+
+def test_list_reads_the_models_folder_of_the_settings(shell, trained, monkeypatch):
+    monkeypatch.setenv("INNERLOOP_MODELS_DIR", "somewhere")
+    assert "tiny" not in shell("models", "list")[1]
+    Path("models").rename("somewhere")
+    assert "tiny" in shell("models", "list")[1]
+
+
+def test_upgrading_the_database_twice_is_harmless(shell):
+    assert [shell("db", "upgrade")[0] for _ in range(2)] == [0, 0]
+    assert Path("data/innerloop.db").is_file()
