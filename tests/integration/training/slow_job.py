@@ -13,7 +13,7 @@ from app.training import job
 from app.training.progress import ConsoleReporter
 from tests.unit.training.helpers import make_pools
 
-SLEEP_SECONDS = 120
+SLEEP_SECONDS = 600
 
 
 def stand_still(at: int, marker: Path) -> None:

@@ -18,7 +18,7 @@ from app.training import job
 from tests.unit.training.helpers import make_pools, recipe, run, write_recipe
 
 ROOT = Path(__file__).parents[3]
-SECONDS = 60.0
+SECONDS = 120.0
 
 
 @pytest.fixture(autouse=True)

@@ -248,6 +248,16 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     run(recipe(), tmp_path)
 
 
+def test_a_checkpoint_of_another_data_set_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe(), tmp_path, Recorder({3: interrupt}))
+    other = make_pools()
+    other["train"].images[0, 0, 0, 0, 0] ^= 1
+    monkeypatch.setattr(job, "load_pools", lambda *_: other)
+    with pytest.raises(CheckpointError, match="another recipe or data set"):
+        run(recipe(), tmp_path)
+
+
 def test_a_truncated_checkpoint_is_refused_by_name(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(recipe(), tmp_path, Recorder({3: interrupt}))

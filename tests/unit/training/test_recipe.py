@@ -61,6 +61,7 @@ def test_what_is_no_utf8_is_said_so(tmp_path):
         (("[0.01, 0.005]", "[0.01, 0.005, 0.1]"), "inner: .*alpha_network must have 2 numbers"),
         (("[0.01, 0.005]", "[0.01, 0.0]"), r"inner\.alpha_network\.1: .* greater than 0"),
         (("steps = 1\n", "steps = 3\n"), r"no stage may take more than the 2 steps of \[inner\]"),
+        (("ways = [3, 5]", "ways = [1, 5]"), r"stages\.0\.ways: .*begin at two classes"),
         (("ways = [3, 5]", "ways = [5, 3]"), r"stages\.0\.ways: .*\[least, most\]"),
         (("shots = [1, 2]", "shots = [0, 2]"), r"stages\.1\.shots: .*1 <= least"),
         (('algorithm = "maml"', 'algorithm = "anil"'), r"stages\.0\.algorithm: .*'maml'"),

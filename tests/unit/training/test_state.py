@@ -141,6 +141,21 @@ def test_the_meta_gradient_is_the_mean_over_the_tasks_taken_one_by_one():
     assert outcome.accuracy.item() == pytest.approx(sum(accuracies) / 3, abs=1e-6)
 
 
+def test_the_gradient_of_an_alpha_that_stays_does_not_cut_that_of_theta():
+    tiny = recipe(
+        ("gradient_clip = 10.0", "gradient_clip = 2.5"), ("alpha_learning_rate = 0.02\n", "")
+    )
+    state, _ = fresh(tiny)
+    give_gradients(state, norm=1.0)
+    for name, value in state.parameters.items():
+        if name.startswith("log_alpha."):
+            value.grad *= 1000
+    raw = copies({name: value.grad for name, value in state.theta.items()})
+    outer_step(tiny, state)
+    for name, value in state.theta.items():
+        torch.testing.assert_close(value.grad, raw[name])
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_changes_nothing(bad):
     tiny = recipe()
