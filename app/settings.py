@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     log_format: Literal["json", "console"] = "json"
     """How log lines are written: json or console."""
 
-    max_body_bytes: int = Field(32 * MEBIBYTE, ge=1024)
+    max_body_bytes: int = Field(16 * MEBIBYTE, ge=1024)
     """Largest request body, in bytes."""
     max_image_pixels: int = Field(4_194_304, ge=1)
     """Largest image, in pixels before it is resized."""
@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     """Most support examples of a session, all its revisions together."""
     max_query: int = Field(1024, ge=1)
     """Most queries (or evaluation examples) in one request."""
-    max_steps: int = Field(20, ge=1)
+    max_steps: int = Field(10, ge=1)
     """Most inner steps of a session."""
     max_metadata_bytes: int = Field(16_384, ge=2)
     """Largest metadata of a session, in bytes of JSON."""

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Self
 
 from fastapi import Request
@@ -11,9 +12,11 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from app.api.issues import body_issues
-from app.errors import InvalidInput
+from app.api.issues import MOST_ISSUES, body_issues
+from app.errors import InvalidInput, Issue
 
+MOST_ITEMS = 16_384
+MOST_NAMES = 32
 LARGE_BYTES = 256 * 1024
 """From this size on a body is parsed in a thread, so as not to hold up every other request."""
 
@@ -86,8 +89,8 @@ def _object(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(members)
     if len(found) == len(members):
         return found
-    names = [name for name, _ in members]
-    twice = next(name for name in names if names.count(name) > 1)
+    seen: set[str] = set()
+    twice = next(name for name, _ in members if name in seen or seen.add(name))  # type: ignore[func-returns-value]
     raise _NotJsonError(f"the name {json.dumps(twice)} stands twice in one object")
 
 
@@ -140,6 +143,29 @@ async def _read(request: Request, limit_bytes: int) -> bytes:
     return b"".join(chunks)
 
 
+def _oversized(parsed: Any) -> Iterator[Issue]:
+    """What is far beyond any schema, before each of millions of parts becomes an error."""
+    if not isinstance(parsed, dict):
+        return
+    yield from _too_many_names(parsed, "")
+    for field in ("support", "query", "examples"):
+        items = parsed.get(field)
+        if not isinstance(items, list):
+            continue
+        if len(items) > MOST_ITEMS:
+            yield Issue(f"/{field}", f"must hold at most {MOST_ITEMS} elements")
+            continue
+        for number, item in enumerate(items):
+            yield from _too_many_names(item, f"/{field}/{number}")
+            if isinstance(item, dict):
+                yield from _too_many_names(item.get("input"), f"/{field}/{number}/input")
+
+
+def _too_many_names(value: Any, pointer: str) -> Iterator[Issue]:
+    if isinstance(value, dict) and len(value) > MOST_NAMES:
+        yield Issue(pointer, f"must have at most {MOST_NAMES} names")
+
+
 def _check_media_type(request: Request) -> None:
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding != "identity":
@@ -165,6 +191,8 @@ def _too_large(limit_bytes: int) -> HTTPException:
 
 def _check(raw: bytes, schema: type[BaseModel]) -> tuple[Any, BaseModel]:
     parsed = parse_json(raw)
+    if issues := list(islice(_oversized(parsed), MOST_ISSUES)):
+        raise InvalidInput(issues)
     try:
         return parsed, schema.model_validate(parsed)
     except ValidationError as error:

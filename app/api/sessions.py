@@ -179,6 +179,7 @@ async def read_session(
     "/{session_id}",
     summary="Delete a session",
     status_code=204,
+    response_class=Response,
     responses=refusals(ANY, (SessionNotFound, DatabaseUnavailable)),
 )
 async def delete_session(session_id: SessionId, sessions: Sessions, owner: Owner) -> None:

@@ -113,6 +113,8 @@ def _open(data: bytes) -> ImageFile:
     else:
         raise ValueError("the picture is not a PNG, JPEG or WebP file")
     try:
+        if opener is PngImageFile:
+            opener(BytesIO(data)).verify()  # the checksums, which decoding does not look at
         return opener(BytesIO(data))
     except Image.DecompressionBombError as error:
         raise ValueError("the picture has too many pixels; make it smaller") from error

@@ -35,6 +35,7 @@ class Database:
 
     def __init__(self, url: str, pool_size: int = 16):
         self._engines = make_engines(url, pool_size)
+        self._migrated = False
 
     def migrate(self) -> None:
         """Bring the tables up to date; a SQLite file and its folder are made where missing.
@@ -46,8 +47,8 @@ class Database:
             DatabaseUnavailable: it does not answer, its folder cannot be made, or a newer version
                 of Innerloop has migrated it.
         """
-        folder = self._engines.folder
-        if folder is not None:
+        if self._engines.file is not None:
+            folder = self._engines.file.parent
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -59,6 +60,7 @@ class Database:
                 upgrade(connection)
             except MigrationError as error:
                 raise DatabaseUnavailable(str(error)) from error
+        self._migrated = True
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -70,6 +72,7 @@ class Database:
             DatabaseUnavailable: a connection or a lock could not be had, or was lost. If lost while
                 committing, nobody can tell whether the transaction took place.
         """
+        self._check_file()
         with _begin(self._engines.writing) as connection:
             yield connection
 
@@ -89,11 +92,18 @@ class Database:
         Raises:
             DatabaseUnavailable: it does not answer, or has no tables yet.
         """
+        self._check_file()
         try:
             with self.reading() as connection:
                 connection.execute(select(exists().select_from(sessions)))
         except exc.ProgrammingError as error:
             raise DatabaseUnavailable("The database has no tables yet: migrate it.") from error
+
+    def _check_file(self) -> None:
+        """SQLite goes on writing, for nobody, into a file that was deleted."""
+        file = self._engines.file
+        if self._migrated and file is not None and not file.exists():
+            raise DatabaseUnavailable(f"The database's file {file} is gone: restart the server.")
 
     def close(self) -> None:
         """Close the pooled connections."""

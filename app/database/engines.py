@@ -29,11 +29,11 @@ _POSTGRESQL_TIMEOUTS = {"connect_timeout": "5", "tcp_user_timeout": "15000"}
 
 @dataclass(frozen=True)
 class Engines:
-    """Two views of one pool. `folder` is where a SQLite file lies, None on PostgreSQL."""
+    """Two views of one pool. `file` is SQLite's, None on PostgreSQL."""
 
     writing: Engine
     reading: Engine
-    folder: Path | None
+    file: Path | None
 
 
 def make_engines(url: str, pool_size: int) -> Engines:
@@ -70,7 +70,7 @@ def _postgresql(url: URL, pool_size: int) -> Engines:
         hide_parameters=True,
     )
     reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-    return Engines(engine, reading, folder=None)
+    return Engines(engine, reading, file=None)
 
 
 def _sqlite(url: URL, pool_size: int) -> Engines:
@@ -90,7 +90,7 @@ def _sqlite(url: URL, pool_size: int) -> Engines:
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     reading = engine.execution_options(sqlite_reading=True)
-    return Engines(engine, reading, folder=Path(path).absolute().parent)
+    return Engines(engine, reading, file=Path(path).absolute())
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:

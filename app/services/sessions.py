@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +87,7 @@ class SessionService:
         self._registry = registry
         self._settings = settings
         self._now = now
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def create(
         self,
@@ -222,7 +224,8 @@ class SessionService:
         self, owner: str, new: NewSession, top: int | None, idempotency: Idempotency | None
     ) -> SessionView:
         card, draft, growth = await asyncio.to_thread(self._read_new, new)
-        model, session_id = ModelKey(card.name, card.version), new_session_id()
+        model = ModelKey(card.name, card.version)
+        session_id, created_at = new_session_id(), self._now()  # together: both order sessions
         key = phi_key(session_id, growth.sha256)
         with self._forgetting(key):
             adapted = await self._adapt(model, key, growth.support, draft.steps, draft.query)
@@ -230,7 +233,7 @@ class SessionService:
             if adapted.probabilities is not None:
                 check_probabilities(adapted.probabilities, "/query/{}")
                 data = predictions(growth.labels, adapted.probabilities, top)
-            created_at, ttl = self._now(), new.ttl_seconds
+            ttl = new.ttl_seconds
             record = SessionRecord(
                 id=session_id,
                 owner=owner,
@@ -261,7 +264,23 @@ class SessionService:
     ) -> SessionView:
         inputs = await asyncio.to_thread(self._read_addition, owner, session_id, support)
         labels = [example.label for example in support]
+        # One after the other here; what another replica appends meanwhile still takes a new try.
+        async with self._turns.setdefault(session_id, asyncio.Lock()):
+            return await self._append_in_turn(owner, session_id, labels, inputs, idempotency)
+
+    async def _append_in_turn(
+        self,
+        owner: str,
+        session_id: str,
+        labels: Sequence[str],
+        inputs: Inputs,
+        idempotency: Idempotency | None,
+    ) -> SessionView:
         for _ in range(APPEND_TRIES):
+            if idempotency is not None:  # this same request, sent twice, may have been the faster
+                given = await asyncio.to_thread(self._store.answer, owner, idempotency)
+                if given is not None:
+                    return given
             stored, growth = await asyncio.to_thread(
                 self._read_growth, owner, session_id, labels, inputs
             )
@@ -285,10 +304,6 @@ class SessionService:
             self._engine.forget(stored.phi_key if stands else key)
             if stands:
                 return answer
-            if idempotency is not None:  # this same request, sent twice, may have been the faster
-                given = await asyncio.to_thread(self._store.answer, owner, idempotency)
-                if given is not None:
-                    return given
         raise Contention("others keep adding to this session; try again")
 
     def _read_new(self, new: NewSession) -> tuple[Card, Draft, Growth]:

@@ -10,12 +10,22 @@ from app.database import SessionRecord
 from app.engine.requests import Floats
 from app.registry import Card
 
+HOW_TO_RUN = (
+    "An input is float32 of the shape in `input`; a picture is made grey (ITU-R BT.601) or RGB, "
+    "laid over white, resized by an antialiased bilinear filter with its aspect kept and centred, "
+    "divided by 255, and with dark_on_light subtracted from 1. Network `conv`: a block is a 3 x 3 "
+    "convolution with padding 1 (stride 2, or stride 1 and 2 x 2 max pooling at the block's end), "
+    "group norm (eps 1e-5), ReLU; the last activations are flattened by channel, row, column and "
+    "with feature_norm made to have mean 0 and variance 1 (eps 1e-5). Network `mlp`: linear layers "
+    "with ReLU after each. Probabilities: softmax(head.weight @ features + head.bias), by `labels`."
+)
+
 
 def weights_file(phi: Mapping[str, Floats], record: SessionRecord, card: Card) -> bytes:
     """Write φ as safetensors.
 
     The metadata, all strings, name the session, its model and the head, and hold as JSON the labels
-    (in the order of the outputs), the model's input and its network.
+    (in the order of the outputs), the model's input and its network; `how_to_run` says the rest.
     """
     # Safetensors copies memory as it lies, so a view with strides would be written wrong.
     tensors = {name: np.asarray(values, order="C") for name, values in phi.items()}
@@ -31,6 +41,7 @@ def weights_file(phi: Mapping[str, Floats], record: SessionRecord, card: Card) -
             "model": record.model,
             "model_version": str(record.model_version),
             "theta_sha256": record.theta_sha256,
+            "how_to_run": HOW_TO_RUN,
             "input": card.input.model_dump_json(),
             "network": json.dumps(card.network),
             "head": card.head,

@@ -141,3 +141,16 @@ def test_a_large_body_is_checked_like_a_small_one(large_limit, client, new_sessi
     assert send(client, padded(new_session, 2 * LARGE_BYTES)).status_code == 201
     check_problem(send(client, padded([], 2 * LARGE_BYTES)[:-1] + b"]"), 400, "invalid_json")
     assert pointers(send(client, padded({}, 2 * LARGE_BYTES))) == ["/support"]
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"support": [1] * 16_385}, "/support"),
+        ({f"name {n}": 1 for n in range(33)}, ""),
+        ({"support": [{f"name {n}": 1 for n in range(33)}]}, "/support/0"),
+        ({"support": [{"input": {f"{n}": 1 for n in range(33)}}]}, "/support/0/input"),
+    ],
+)
+def test_what_is_far_beyond_the_schema_is_refused_in_one_issue(client, body, pointer):
+    assert pointers(send(client, json.dumps(body).encode())) == [pointer]

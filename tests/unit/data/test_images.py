@@ -383,3 +383,18 @@ def test_bytes_become_floats_from_zero_to_one():
     got = to_float(np.array([[0, 51, 255]], np.uint8))
     assert got.dtype == np.float32
     assert got.tolist() == [[0, np.float32(0.2), 1]]
+
+
+def test_a_png_with_one_flipped_byte_is_never_taken_for_another_picture():
+    image = Image.new("1", (105, 105), 1)
+    image.paste(0, (20, 20, 60, 30))
+    whole = file_of(image)
+    expected = decode_image(whole, DARK_ON_LIGHT, PIXELS)
+    for position in range(8, len(whole)):
+        broken = bytearray(whole)
+        broken[position] ^= 0xFF
+        try:
+            found = decode_image(bytes(broken), DARK_ON_LIGHT, PIXELS)
+        except ValueError:
+            continue
+        assert np.array_equal(found, expected), f"byte {position}"

@@ -31,10 +31,10 @@ def test_a_connection_attempt_gives_up_after_a_time_that_the_url_can_change():
     assert changed.query["sslmode"] == "require"
 
 
-def test_a_sqlite_url_names_the_folder_of_its_file(tmp_path):
+def test_a_sqlite_url_names_its_file(tmp_path):
     url = f"sqlite:///{tmp_path}/deep/innerloop.db"
-    assert make_engines(url, pool_size=1).folder == tmp_path / "deep"
-    assert make_engines("sqlite:///innerloop.db", pool_size=1).folder == Path.cwd()
+    assert make_engines(url, pool_size=1).file == tmp_path / "deep" / "innerloop.db"
+    assert make_engines("sqlite:///innerloop.db", pool_size=1).file == Path.cwd() / "innerloop.db"
 
 
 def test_building_the_engines_touches_no_disk(tmp_path):

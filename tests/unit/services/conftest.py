@@ -49,6 +49,12 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
+def replica(database, engine, registry, settings, clock) -> SessionService:
+    """Another replica of the service, on the same database."""
+    return SessionService(database, engine, registry, settings, clock)
+
+
+@pytest.fixture
 def settings() -> Settings:
     """Small limits, so that a test can pass them."""
     return Settings(

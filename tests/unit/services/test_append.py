@@ -68,10 +68,13 @@ async def test_limits_count_all_revisions_together(service, engine, support, det
     assert engine.methods() == ["adapt"]
 
 
-async def test_two_that_append_at_once_both_stand_and_phi_holds_both(service, engine):
+async def test_two_that_append_at_once_both_stand_and_phi_holds_both(service, replica, engine):
     created = await service.create("ann", NewSession(SUPPORT))
     engine.answers = False
-    tasks = [asyncio.create_task(service.append("ann", created.id, [added])) for added in MORE]
+    tasks = [
+        asyncio.create_task(one.append("ann", created.id, [added]))
+        for one, added in zip((service, replica), MORE, strict=True)
+    ]
     await until(lambda: len(engine.held) == 2)
     engine.release()
     revisions = sorted([(await task).revision for task in tasks])
@@ -88,11 +91,18 @@ async def test_two_that_append_at_once_both_stand_and_phi_holds_both(service, en
     assert [list(p.probabilities.values()) for p in got.data] == expected.tolist()
 
 
-async def test_phi_of_a_lost_race_never_answers(service, engine):
+async def test_many_that_append_at_once_to_one_session_all_stand(service):
+    created = await service.create("ann", NewSession(SUPPORT[:2]))
+    added = [service.append("ann", created.id, MORE[:1]) for _ in range(4)]
+    sessions = await asyncio.gather(*added)
+    assert sorted(session.revision for session in sessions) == [2, 3, 4, 5]
+
+
+async def test_phi_of_a_lost_race_never_answers(service, replica, engine):
     """Between the winner's commit and the loser's, a query must get the winner's φ."""
     created = await service.create("ann", NewSession(SUPPORT))
     engine.answers = False
-    loser = asyncio.create_task(service.append("ann", created.id, MORE[:1]))
+    loser = asyncio.create_task(replica.append("ann", created.id, MORE[:1]))
     await until(lambda: len(engine.held) == 1)
     held, engine.held = engine.held, []
     engine.answers = True

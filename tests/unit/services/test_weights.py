@@ -53,6 +53,7 @@ def test_the_metadata_says_how_to_run_it_elsewhere():
         "dark_on_light": False,
     }
     assert json.loads(metadata.pop("network")) == {"name": "mlp", "hidden": [8]}
+    assert "softmax" in metadata.pop("how_to_run")
     assert metadata == {
         "session": "ses_1",
         "revision": "3",
