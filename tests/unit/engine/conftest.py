@@ -2,21 +2,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import structlog
-import torch
 
 from app.engine import Engine, ModelKey
 from app.registry import LoadedModel, Registry
 from app.settings import Settings
 from tests.unit.engine.helpers import CONV, DEEP, FIXED, SECONDS, Device, save_models, start
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """Tiny networks gain nothing from a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -1,20 +1,9 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from app.training import job
 from tests.unit.training.helpers import make_pools, recipe, run
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """A run is the same to the bit only with the same number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
