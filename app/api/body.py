@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, Self
@@ -89,8 +90,8 @@ def _object(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(members)
     if len(found) == len(members):
         return found
-    seen: set[str] = set()
-    twice = next(name for name, _ in members if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+    counts = Counter(name for name, _ in members)
+    twice = next(name for name, count in counts.items() if count > 1)
     raise _NotJsonError(f"the name {json.dumps(twice)} stands twice in one object")
 
 

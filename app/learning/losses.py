@@ -15,14 +15,18 @@ def masked_log_softmax(logits: Tensor, classes: Tensor) -> Tensor:
     return logits.masked_fill(~classes, lowest).log_softmax(-1).clamp(min=lowest)
 
 
+def membership(examples: Examples, ways: int) -> Tensor:
+    """Which example is of which class, (M, N) bool; padding is of none."""
+    member = examples.labels[:, None] == torch.arange(ways, device=examples.labels.device)
+    return member & examples.mask[:, None]
+
+
 def example_weights(examples: Examples, classes: Tensor) -> Tensor:
     """Weights (M,) that sum to one: every class weighs the same, however many examples it has.
 
     An example of class c weighs 1 / (N n_c), with N classes and n_c examples of class c.
     """
-    ways = classes.shape[-1]
-    member = examples.labels[:, None] == torch.arange(ways, device=examples.labels.device)  # (M, N)
-    member = member & examples.mask[:, None]
+    member = membership(examples, classes.shape[-1])
     shots = member.sum(0).clamp(min=1)  # (N,)
     number = classes.sum().clamp(min=1)
     return (member.to(_real(examples.inputs)) / (shots * number)).sum(1)

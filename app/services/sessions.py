@@ -172,9 +172,11 @@ class SessionService:
             IdempotencyConflict: the key came before with another request.
             Contention: others kept appending to the same session.
         """
-        return await self._once(
-            owner, idempotency, lambda: self._append(owner, session_id, support, idempotency)
-        )
+        # One after the other here; what another replica appends meanwhile still takes a new try.
+        async with self._turns.setdefault(session_id, asyncio.Lock()):
+            return await self._once(
+                owner, idempotency, lambda: self._append(owner, session_id, support, idempotency)
+            )
 
     async def evaluate(
         self, owner: str, session_id: str, examples: Sequence[Example]
@@ -264,23 +266,7 @@ class SessionService:
     ) -> SessionView:
         inputs = await asyncio.to_thread(self._read_addition, owner, session_id, support)
         labels = [example.label for example in support]
-        # One after the other here; what another replica appends meanwhile still takes a new try.
-        async with self._turns.setdefault(session_id, asyncio.Lock()):
-            return await self._append_in_turn(owner, session_id, labels, inputs, idempotency)
-
-    async def _append_in_turn(
-        self,
-        owner: str,
-        session_id: str,
-        labels: Sequence[str],
-        inputs: Inputs,
-        idempotency: Idempotency | None,
-    ) -> SessionView:
         for _ in range(APPEND_TRIES):
-            if idempotency is not None:  # this same request, sent twice, may have been the faster
-                given = await asyncio.to_thread(self._store.answer, owner, idempotency)
-                if given is not None:
-                    return given
             stored, growth = await asyncio.to_thread(
                 self._read_growth, owner, session_id, labels, inputs
             )
@@ -304,6 +290,10 @@ class SessionService:
             self._engine.forget(stored.phi_key if stands else key)
             if stands:
                 return answer
+            if idempotency is not None:  # this same request, sent twice, may have been the faster
+                given = await asyncio.to_thread(self._store.answer, owner, idempotency)
+                if given is not None:
+                    return given
         raise Contention("others keep adding to this session; try again")
 
     def _read_new(self, new: NewSession) -> tuple[Card, Draft, Growth]:

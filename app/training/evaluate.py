@@ -11,8 +11,9 @@ from torch.func import vmap
 from app.data.pools import ClassPool, TaskShape, sample_tasks
 from app.learning.inner_loop import descend
 from app.learning.learner import Learner
+from app.learning.losses import membership
 from app.learning.maml import query_accuracy
-from app.learning.tasks import Task
+from app.learning.tasks import Examples, Task
 
 TASKS_AT_ONCE_EXAMPLES = 2000
 """Examples in one batched computation: enough for batching to pay, few enough for memory.
@@ -111,8 +112,7 @@ def nearest_class_mean(learner: Learner, theta: Mapping[str, Tensor], task: Task
     phi = learner.start(theta, task.classes.shape[0])
     support = learner.features(phi, task.support.inputs)  # (M, D)
     query = learner.features(phi, task.query.inputs)  # (Q, D)
-    ways = torch.arange(task.classes.shape[0], device=support.device)
-    member = (task.support.labels[:, None] == ways) & task.support.mask[:, None]  # (M, N)
+    member = membership(task.support, task.classes.shape[0])  # (M, N)
     means = (member.to(support.dtype).T @ support) / member.sum(0).clamp(min=1)[:, None]
     return -torch.cdist(query, means).square()
 
@@ -120,8 +120,8 @@ def nearest_class_mean(learner: Learner, theta: Mapping[str, Tensor], task: Task
 def to_device(task: Task, device: torch.device) -> Task:
     """The same tasks on the device."""
     return Task(
-        type(task.support)(*(tensor.to(device) for tensor in task.support)),
-        type(task.query)(*(tensor.to(device) for tensor in task.query)),
+        Examples(*(tensor.to(device) for tensor in task.support)),
+        Examples(*(tensor.to(device) for tensor in task.query)),
         task.classes.to(device),
     )
 

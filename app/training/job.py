@@ -62,8 +62,12 @@ class Job:
     registry: Registry
     device: torch.device
     reporter: Reporter
-    identity: str
-    """SHA-256 of the recipe and the data: a checkpoint of others is refused."""
+    data_digest: str
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the recipe and the data: a checkpoint of others is refused."""
+        return hashlib.sha256((self.recipe.digest() + self.data_digest).encode()).hexdigest()
 
     @property
     def checkpoint(self) -> Path:
@@ -124,8 +128,8 @@ def train(
         raise RecipeError(f"The recipe's [network] cannot be built: {error}") from error
     pools = load_pools(recipe, data_dir, reporter.loading)
     _check_fit(recipe, pools)
-    identity = hashlib.sha256((recipe.digest() + data_digest(pools)).encode()).hexdigest()
-    job = Job(recipe, learner, pools, run_dir, registry, device, reporter, identity)
+    digest = data_digest(pools)
+    job = Job(recipe, learner, pools, run_dir, registry, device, reporter, digest)
     state = initial_state(recipe, learner, device)
     if job.checkpoint.exists():
         restore_checkpoint(job.checkpoint, state, job.identity)
@@ -269,7 +273,7 @@ def _publish(job: Job, state: State) -> Path:
         created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         recipe=recipe.as_dict(),
         seed=recipe.seed,
-        data_digest=data_digest(job.pools),
+        data_digest=job.data_digest,
         iterations=state.iteration,
         wall_seconds=round(state.wall_seconds, 1),
         made_with={
