@@ -1,8 +1,8 @@
 """Networks that turn inputs into feature vectors, by name.
 
 Any `nn.Module` that answers each example on its own can stand here: the inner loop calls it through
-`torch.func.functional_call`. Normalisation is per example (group norm, Wu & He 2018), so that an
-answer does not depend on what else is in the batch.
+`torch.func.functional_call`. With group norm (Wu & He 2018) an answer does not depend on what else
+is in the batch; batch norm, by which the published figures were made, makes a network transductive.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,23 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from app.learning.convolution import convolve, halved
+from app.learning.normalisation import EPSILON, BatchStatisticsNorm, normalise_last
+
 
 class ConvNet(nn.Module):
     """The convolutional network of few-shot learning: blocks of 3 x 3 convolution, norm and ReLU.
 
     With four blocks of 64 filters this is the network of Vinyals et al. (2016) and Finn et al.
-    (2017). Each block halves the picture, by a stride of two or by 2 x 2 max pooling. The features
-    are the last block's activations, normalised over the example where `feature_norm` is set.
+    (2017). Each block halves the picture, by a stride of two or by 2 x 2 max pooling. `norm` is
+    "group", over `groups` groups of channels of each example, or "batch", over the whole batch: the
+    network is then transductive. The features are the last block's activations or, where `readout`
+    is "mean", their means over the positions, normalised over the example where `feature_norm` is
+    set.
+
+    In training mode strided convolutions are computed as `app.learning.convolution` does, which is
+    faster for many tasks and in the second derivative; in evaluation mode, which serves requests, by
+    the library, which answers a lone task sooner. Both give the same numbers to rounding.
 
     Input (M, C, H, W), output (M, features).
     """
@@ -33,41 +43,65 @@ class ConvNet(nn.Module):
         groups: int = 8,
         downsample: Literal["stride", "pool"] = "stride",
         feature_norm: bool = True,
+        norm: Literal["group", "batch"] = "group",
+        readout: Literal["flatten", "mean"] = "flatten",
     ):
         super().__init__()
-        if downsample not in ("stride", "pool"):
-            raise ValueError(f'no downsample {downsample!r}: use "stride" or "pool"')
+        _check("downsample", downsample, ("stride", "pool"))
+        _check("norm", norm, ("group", "batch"))
+        _check("readout", readout, ("flatten", "mean"))
         if min(filters, blocks, groups) < 1:
             raise ValueError("filters, blocks and groups must each be at least 1")
         channels, height, width = input_shape
-        self.groups = groups
-        self.downsample = downsample
+        self.strided = downsample == "stride"
         self.feature_norm = feature_norm
-        stride = 2 if downsample == "stride" else 1
+        self.readout = readout
         self.convs = nn.ModuleList(
-            nn.Conv2d(channels if block == 0 else filters, filters, 3, stride, padding=1)
+            nn.Conv2d(
+                channels if block == 0 else filters,
+                filters,
+                3,
+                2 if self.strided else 1,
+                padding=1,
+                bias=norm != "batch",  # which would take it away again
+            )
             for block in range(blocks)
         )
-        self.norms = nn.ModuleList(nn.GroupNorm(groups, filters) for _ in range(blocks))
+        self.norms = nn.ModuleList(
+            BatchStatisticsNorm(filters)
+            if norm == "batch"
+            else nn.GroupNorm(groups, filters, EPSILON)
+            for _ in range(blocks)
+        )
         for _ in range(blocks):
             height, width = (
-                ((height + 1) // 2, (width + 1) // 2) if stride == 2 else (height // 2, width // 2)
+                (halved(height), halved(width)) if self.strided else (height // 2, width // 2)
             )
         if height < 1 or width < 1:
             raise ValueError(
                 f"{blocks} blocks halve a {tuple(input_shape)} input to nothing: use fewer"
             )
-        self.features = filters * height * width
+        self.features = filters if readout == "mean" else filters * height * width
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Features of each input on its own."""
-        hidden = inputs
+        """Features of each input."""
+        unfolded = self.strided and self.training
+        hidden = self._unfolded(inputs) if unfolded else self._plain(inputs)
+        features = hidden.mean((2, 3)) if self.readout == "mean" else hidden.flatten(1)
+        return F.layer_norm(features, features.shape[1:]) if self.feature_norm else features
+
+    def _plain(self, hidden: Tensor) -> Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=True):
             hidden = F.relu(norm(conv(hidden)))
-            if self.downsample == "pool":
+            if not self.strided:
                 hidden = F.max_pool2d(hidden, 2)
-        features = hidden.flatten(1)
-        return F.layer_norm(features, features.shape[1:]) if self.feature_norm else features
+        return hidden
+
+    def _unfolded(self, hidden: Tensor) -> Tensor:
+        hidden = hidden.movedim(1, 3)  # (M, H, W, C)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            hidden = F.relu(normalise_last(convolve(hidden, conv.weight, conv.bias), norm))
+        return hidden.movedim(3, 1)
 
 
 class Mlp(nn.Module):
@@ -88,6 +122,12 @@ class Mlp(nn.Module):
         for layer in self.layers:
             hidden = F.relu(layer(hidden))
         return hidden
+
+
+def _check(argument: str, given: str, known: Sequence[str]) -> None:
+    if given not in known:
+        choices = " or ".join(f'"{choice}"' for choice in known)
+        raise ValueError(f"no {argument} {given!r}: use {choices}")
 
 
 NETWORKS: dict[str, type[ConvNet] | type[Mlp]] = {"conv": ConvNet, "mlp": Mlp}

@@ -125,6 +125,7 @@ class Registry:
         try:
             tensors = load(content)
             learner = build_learner(card.input, card.network, card.head)
+            learner.network.eval()
         except (SafetensorError, TypeError, ValueError) as error:
             raise RegistryError(f"{path} cannot be loaded: {error}") from error
         theta, alpha = _part(tensors, "theta."), _part(tensors, "alpha.")
