@@ -93,10 +93,14 @@ def train(
     device: DeviceOption = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Threads on the CPU; 0 takes them all.")] = 0,
 ) -> None:
-    """Meta-train θ by a recipe and write the version beside it; started again, it goes on."""
+    """Meta-train θ by a recipe and write the version beside it; started again, it goes on.
+
+    On several GPUs or processes: torchrun --nproc-per-node N -m app train RECIPE.
+    """
     import torch
 
     from app.devices import choose_device
+    from app.training.distributed import joined_world
     from app.training.job import train as run_job
     from app.training.progress import ConsoleReporter
     from app.training.recipe import load_recipe
@@ -105,22 +109,27 @@ def train(
     wanted = load_recipe(recipe)
     if threads:
         torch.set_num_threads(threads)
-    with ConsoleReporter() as reporter:
+    with (
+        joined_world(choose_device(device)) as (world, own_device),
+        ConsoleReporter(silent=not world.leads) as reporter,
+    ):
         folder = run_job(
             wanted,
             data_dir=data or settings.data_dir / wanted.data.distribution,
             run_dir=run or Path("runs") / f"{wanted.name}-{wanted.version}",
             models_dir=recipe.resolve().parent.parent,
-            device=choose_device(device),
+            device=own_device,
             reporter=reporter,
+            world=world,
         )
-    typer.echo(f"Wrote {folder}")
+    if world.leads:
+        typer.echo(f"Wrote {folder}")
 
 
 @cli.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="models/<name>, or models/<name>/<version>.")],
-    ways: Annotated[int, typer.Option(min=2)] = 5,
+    ways: Annotated[int, typer.Option(min=1, help="Classes; in regression 1.")] = 5,
     shots: Annotated[int, typer.Option(min=1)] = 1,
     queries: Annotated[int, typer.Option(min=1, help="Queries of each class.")] = 15,
     tasks: Annotated[int, typer.Option(min=2)] = 1000,
@@ -133,6 +142,7 @@ def evaluate(
 ) -> None:
     """Measure a model on few-shot tasks: accuracy by inner step, and the nearest class mean."""
     from app.devices import choose_device
+    from app.registry.card import ErrorFigure
     from app.training.measure import measure_model
     from app.training.progress import ConsoleReporter
     from app.training.recipe import Measure
@@ -159,11 +169,17 @@ def evaluate(
         f"{tasks} tasks of the {split} classes, seed {seed}"
     )
     typer.echo(f"split {report.split}, protocol {report.protocol}")
-    typer.echo(f"accuracy {report.accuracy:.2f} %   95 % interval {low:.2f} to {high:.2f}")
-    table = Table("steps", *map(str, range(len(report.accuracy_by_step))))
-    table.add_row("accuracy", *(f"{value:.2f}" for value in report.accuracy_by_step))
+    if isinstance(report, ErrorFigure):
+        name, by_step = "mean squared error", [f"{value:.4f}" for value in report.mse_by_step]
+        typer.echo(f"{name} {report.mse:.4f}   95 % interval {low:.4f} to {high:.4f}")
+    else:
+        name, by_step = "accuracy", [f"{value:.2f}" for value in report.accuracy_by_step]
+        typer.echo(f"{name} {report.accuracy:.2f} %   95 % interval {low:.2f} to {high:.2f}")
+    table = Table("steps", *map(str, range(len(by_step))))
+    table.add_row(name, *by_step)
     Console().print(table)
-    typer.echo(f"nearest class mean of θ's features {report.nearest_class_mean:.2f} %")
+    if not isinstance(report, ErrorFigure):
+        typer.echo(f"nearest class mean of θ's features {report.nearest_class_mean:.2f} %")
 
 
 @models_cli.command("list")

@@ -23,19 +23,23 @@ class Jitter:
     """Shift of each axis, as a share of the picture's size."""
 
 
-def jitter(
-    images: Tensor, rng: np.random.Generator, of_class: Jitter, of_picture: Jitter
-) -> Tensor:
-    """Deforms pictures (B, N, K, C, H, W): each by itself, and then by its class (B, N).
+def deformations(
+    rng: np.random.Generator, of_class: Jitter, of_picture: Jitter, shape: tuple[int, int, int]
+) -> NDArray[np.float32]:
+    """Draws matrices (B, N, K, 2, 3): each picture deformed by itself, and then by its class."""
+    by_class = _matrices(rng, of_class, (*shape[:2], 1))
+    by_picture = _matrices(rng, of_picture, shape)
+    return (by_picture @ by_class)[..., :2, :]
+
+
+def deform(images: Tensor, matrices: NDArray[np.float32]) -> Tensor:
+    """Pictures (B, N, K, C, H, W), each deformed by its matrix.
 
     What moves in from outside is 0, the ground of drawings. Pictures are sampled bilinearly, once.
     """
-    tasks, ways, each, channels, height, width = images.shape
-    by_class = _matrices(rng, of_class, (tasks, ways, 1))
-    by_picture = _matrices(rng, of_picture, (tasks, ways, each))
-    matrices = (by_picture @ by_class)[..., :2, :].reshape(-1, 2, 3)
-    flat = images.reshape(-1, channels, height, width)
-    grid = F.affine_grid(torch.from_numpy(matrices), list(flat.shape), align_corners=False)
+    flat = images.flatten(0, 2)
+    by_picture = torch.from_numpy(matrices.reshape(-1, 2, 3))
+    grid = F.affine_grid(by_picture, list(flat.shape), align_corners=False)
     return F.grid_sample(flat, grid, align_corners=False).reshape(images.shape)
 
 

@@ -4,7 +4,6 @@ Found in a folder as the two released archives or unpacked, downloaded from its 
 where it is neither, and decoded once to a compact cache of 28 x 28 bytes a drawing.
 """
 
-import hashlib
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -78,15 +77,6 @@ def load_omniglot(folder: Path, split: str, progress: Progress = _silent) -> dic
         part: ClassPool(pool.images[rows], tuple(pool.names[row] for row in rows))
         for part, rows in ((part, np.sort(rows)) for part, rows in parts.items())
     }
-
-
-def data_digest(pools: dict[str, ClassPool]) -> str:
-    """SHA-256 over the names and pictures of all pools, in order."""
-    digest = hashlib.sha256()
-    for part in sorted(pools):
-        digest.update("\0".join((part, *pools[part].names)).encode())
-        digest.update(np.ascontiguousarray(pools[part].images).data)
-    return digest.hexdigest()
 
 
 def _load_all(folder: Path, progress: Progress) -> ClassPool:

@@ -9,7 +9,6 @@ contiguous.
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
@@ -28,9 +27,9 @@ def convolve(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         (M, ⌈H / 2⌉, ⌈W / 2⌉, O).
     """
-    columns: Tensor = _Unfold.apply(inputs)
+    patches = _unfold(inputs)
     matrix = weight.permute(2, 3, 1, 0).flatten(0, 2)  # (9 C, O)
-    outputs = (columns.flatten(0, 2) @ matrix).unflatten(0, columns.shape[:3])
+    outputs = (patches.flatten(0, 2) @ matrix).reshape(*patches.shape[:3], -1)
     return outputs if bias is None else outputs + bias
 
 
@@ -49,18 +48,22 @@ class _Unfold(Function):
         return patches.flatten(3)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ARG004
         ctx.size = inputs[0].shape[1:3]
 
     @staticmethod
     def backward(ctx: Any, patches: Tensor) -> Tensor:
-        pictures: Tensor = _Fold.apply(patches, *ctx.size)
-        return pictures
+        return _fold(patches, *ctx.size)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int], pictures: Tensor) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any,  # noqa: ARG004
+        in_dims: tuple[int],
+        pictures: Tensor,
+    ) -> tuple[Tensor, int]:
         pictures = pictures.movedim(in_dims[0], 0)
-        return _Unfold.apply(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2]), 0
+        patches = _unfold(pictures.flatten(0, 1))
+        return patches.reshape(*pictures.shape[:2], *patches.shape[1:]), 0
 
 
 class _Fold(Function):
@@ -68,7 +71,7 @@ class _Fold(Function):
 
     @staticmethod
     def forward(patches: Tensor, height: int, width: int) -> Tensor:
-        patches = patches.unflatten(3, (len(OFFSETS), -1))
+        patches = patches.reshape(*patches.shape[:3], len(OFFSETS), -1)
         pictures = patches.new_zeros(patches.shape[0], height, width, patches.shape[-1])
         for position, (row, column) in enumerate(OFFSETS):
             from_row, into_row = _spans(row, height)
@@ -81,16 +84,30 @@ class _Fold(Function):
         """Nothing of the inputs is needed."""
 
     @staticmethod
-    def backward(ctx: Any, pictures: Tensor) -> tuple[Tensor, None, None]:
-        return _Unfold.apply(pictures), None, None
+    def backward(ctx: Any, pictures: Tensor) -> tuple[Tensor, None, None]:  # noqa: ARG004
+        return _unfold(pictures), None, None
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int, None, None], patches: Tensor, height: int, width: int
+        info: Any,  # noqa: ARG004
+        in_dims: tuple[int, None, None],
+        patches: Tensor,
+        height: int,
+        width: int,
     ) -> tuple[Tensor, int]:
         patches = patches.movedim(in_dims[0], 0)
-        pictures = _Fold.apply(patches.flatten(0, 1), height, width)
-        return pictures.unflatten(0, patches.shape[:2]), 0
+        pictures = _fold(patches.flatten(0, 1), height, width)
+        return pictures.reshape(*patches.shape[:2], *pictures.shape[1:]), 0
+
+
+def _unfold(pictures: Tensor) -> Tensor:
+    patches: Tensor = _Unfold.apply(pictures)  # type: ignore[no-untyped-call]
+    return patches
+
+
+def _fold(patches: Tensor, height: int, width: int) -> Tensor:
+    pictures: Tensor = _Fold.apply(patches, height, width)  # type: ignore[no-untyped-call]
+    return pictures
 
 
 def halved(length: int) -> int:

@@ -1,4 +1,4 @@
-"""Output layers: from features (M, D) to logits (M, N)."""
+"""Output layers: from features (M, D) to outputs (M, N), which the loss of a task is taken of."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -6,6 +6,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from app.learning.losses import class_balanced_cross_entropy, mean_squared_error, query_accuracy
+from app.learning.tasks import Examples
 
 Params = dict[str, Tensor]
 
@@ -29,13 +32,31 @@ class Head(Protocol):
     def rate_factor(self, classes: Tensor) -> Tensor | float:
         """What α of the head's parameters is multiplied by, for a task with `classes` (N,)."""
 
+    def loss(self, outputs: Tensor, examples: Examples, classes: Tensor) -> Tensor:
+        """The loss of outputs (M, N), a scalar."""
+
+    def score(self, outputs: Tensor, examples: Examples, classes: Tensor) -> Tensor:
+        """What a person judges the outputs by, a scalar: accuracy, or the mean squared error."""
+
 
 def logits(phi: Mapping[str, Tensor], features: Tensor) -> Tensor:
-    """Logits (M, N) of features (M, D): the same for every head once it has its N rows."""
+    """Outputs (M, N) of features (M, D): the same for every head once it has its N rows."""
     return F.linear(features, phi["head.weight"], phi["head.bias"])
 
 
-class SharedRowHead:
+class _ClassesHead:
+    """What the heads of classification have in common."""
+
+    def loss(self, outputs: Tensor, examples: Examples, classes: Tensor) -> Tensor:
+        """Class-balanced cross-entropy."""
+        return class_balanced_cross_entropy(outputs, examples, classes)
+
+    def score(self, outputs: Tensor, examples: Examples, classes: Tensor) -> Tensor:
+        """Accuracy in [0, 1], each class weighing the same."""
+        return query_accuracy(outputs, examples, classes)
+
+
+class SharedRowHead(_ClassesHead):
     """A head for any number of classes: one learned row that every class starts from.
 
     Each class's row is w_c = w before the first step (UNICORN-MAML, Ye & Chao 2022), so the order
@@ -67,7 +88,7 @@ class SharedRowHead:
         return classes.sum()
 
 
-class FixedHead:
+class FixedHead(_ClassesHead):
     """The head of Finn et al. (2017): N rows of its own, for tasks of exactly N classes."""
 
     starts_equal = False
@@ -95,15 +116,54 @@ class FixedHead:
         return 1.0
 
 
-def build_head(name: str) -> SharedRowHead | FixedHead:
-    """The head of a recipe or card: "shared-row", or "fixed-N" for N classes.
+class LinearHead:
+    """The head of regression: K outputs, a linear function of the features."""
+
+    starts_equal = False
+
+    def __init__(self, outputs: int):
+        self.outputs = outputs
+
+    def initial(self, features: int, generator: torch.Generator) -> Params:
+        """Rows (K, D) and biases (K,)."""
+        weight = torch.randn(self.outputs, features, generator=generator) / features**0.5
+        return {"head.weight": weight, "head.bias": torch.zeros(self.outputs)}
+
+    def start(self, theta: Mapping[str, Tensor], ways: int) -> Params:
+        """Its own rows; ValueError where the task has another number of outputs."""
+        if ways != self.outputs:
+            raise ValueError(f"this θ has {self.outputs} outputs, the task has {ways}")
+        return {"head.weight": theta["head.weight"], "head.bias": theta["head.bias"]}
+
+    def rows(self, padded: int) -> int:  # noqa: ARG002 - K never changes
+        """K, always."""
+        return self.outputs
+
+    def rate_factor(self, classes: Tensor) -> Tensor | float:  # noqa: ARG002 - K never changes
+        """One."""
+        return 1.0
+
+    def loss(self, outputs: Tensor, examples: Examples, classes: Tensor) -> Tensor:  # noqa: ARG002
+        """The mean squared error."""
+        return mean_squared_error(outputs, examples)
+
+    score = loss
+
+
+def build_head(name: str) -> SharedRowHead | FixedHead | LinearHead:
+    """The head of a recipe or card: "shared-row", "fixed-N" (classes) or "linear-K" (outputs).
 
     Raises:
         ValueError: no such head.
     """
     if name == "shared-row":
         return SharedRowHead()
-    kind, _, ways = name.partition("-")
-    if kind == "fixed" and ways.isdecimal() and int(ways) >= 2:
-        return FixedHead(int(ways))
-    raise ValueError(f'no head {name!r}: use "shared-row", or "fixed-5" for five classes')
+    kind, _, number = name.partition("-")
+    if kind == "fixed" and number.isdecimal() and int(number) >= 2:
+        return FixedHead(int(number))
+    if kind == "linear" and number.isdecimal() and int(number) >= 1:
+        return LinearHead(int(number))
+    raise ValueError(
+        f'no head {name!r}: use "shared-row", "fixed-5" for five classes, or "linear-1" for '
+        "regression with one output"
+    )

@@ -19,9 +19,10 @@ from app.learning.learner import Learner
 from app.learning.tasks import Examples
 
 Alpha = float | Mapping[str, Tensor]
-"""One inner step size for all, or by parameter name the step sizes (T,) of T steps.
+"""One inner step size for all, or by parameter name the step sizes of T steps: (T,), or (T, *shape)
+with one for every number of the parameter (see `app.learning.learned_rates`).
 
-A step beyond T takes the last one."""
+A step beyond T takes the last one. A parameter that has none stays as it is in θ."""
 
 
 class Adaptation(NamedTuple):
@@ -40,6 +41,7 @@ def descend(
     steps: int,
     *,
     first_order: bool = False,
+    minibatches: Sequence[Examples] | None = None,
 ) -> tuple[Sequence[Params], Sequence[Tensor]]:
     """Takes the inner steps and returns every φ on the way.
 
@@ -52,6 +54,7 @@ def descend(
         steps: how many steps, at least 0.
         first_order: whether gradients are constants for the outer derivative (Finn et al. 2017,
             §5.2).
+        minibatches: what each step descends on instead of the whole support set, in turn.
 
     Returns:
         φ_0 ... φ_steps, and the support loss before each step (one fewer).
@@ -59,9 +62,14 @@ def descend(
     phi = learner.start(theta, classes.shape[-1])
     phis, losses = [phi], []
     for step in range(steps):
-        names = learner.trainable(step, list(phi))
+        names = [
+            name
+            for name in learner.trainable(step, list(phi))
+            if not isinstance(alpha, Mapping) or name in alpha
+        ]
         moving = {name: phi[name] for name in names}
-        gradient, loss = grad_and_value(_support_loss)(moving, phi, learner, support, classes)
+        batch = support if minibatches is None else minibatches[step % len(minibatches)]
+        gradient, loss = grad_and_value(_support_loss)(moving, phi, learner, batch, classes)
         if first_order:
             gradient = {name: g.detach() for name, g in gradient.items()}
         phi = {

@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 from app.learning import heads
 from app.learning.heads import Head, Params
-from app.learning.losses import class_balanced_cross_entropy
+from app.learning.normalisation import BatchStatisticsNorm
 from app.learning.tasks import Examples
 
 NETWORK = "network."
@@ -36,6 +36,11 @@ class Learner:
         self.head = head
         self.feature_size = features
 
+    @property
+    def transductive(self) -> bool:
+        """Whether an answer depends on the other queries of the same forward pass."""
+        return any(isinstance(module, BatchStatisticsNorm) for module in self.network.modules())
+
     def initial(self, seed: int) -> Params:
         """A fresh θ. The same seed gives the same numbers."""
         with torch.random.fork_rng(devices=[]):
@@ -62,12 +67,12 @@ class Learner:
         return features
 
     def logits(self, phi: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """Logits (M, N) of inputs (M, *input_shape)."""
+        """Outputs of the head (M, N) for inputs (M, *input_shape), of classes their logits."""
         return heads.logits(phi, self.features(phi, inputs))
 
     def loss(self, phi: Mapping[str, Tensor], examples: Examples, classes: Tensor) -> Tensor:
-        """The inner loss, a scalar: class-balanced cross-entropy of labelled examples."""
-        return class_balanced_cross_entropy(self.logits(phi, examples.inputs), examples, classes)
+        """The inner loss of labelled examples, a scalar: the head's."""
+        return self.head.loss(self.logits(phi, examples.inputs), examples, classes)
 
     def trainable(self, step: int, names: list[str]) -> list[str]:
         """Which of φ's parameters have a gradient in inner step `step`, the first being 0."""

@@ -44,5 +44,21 @@ def class_balanced_cross_entropy(logits: Tensor, examples: Examples, classes: Te
     return torch.where(examples.mask, losses * weights, torch.zeros_like(losses)).sum()
 
 
+def query_accuracy(logits: Tensor, query: Examples, classes: Tensor) -> Tensor:
+    """Share of the queries that are answered right, each class weighing the same."""
+    guess = logits.masked_fill(~classes, float("-inf")).argmax(-1)  # (M,)
+    return ((guess == query.labels) * example_weights(query, classes)).sum()
+
+
+def mean_squared_error(outputs: Tensor, examples: Examples) -> Tensor:
+    """Mean over examples and outputs of the squared error, a scalar (Finn et al. 2017, Eq. 2).
+
+    `outputs` and the examples' labels are (M, K).
+    """
+    errors = (outputs - examples.labels).square().mean(-1)  # (M,)
+    count = examples.mask.sum().clamp(min=1)
+    return torch.where(examples.mask, errors, torch.zeros_like(errors)).sum() / count
+
+
 def _real(inputs: Tensor) -> torch.dtype:
     return inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()

@@ -5,7 +5,7 @@ Any `nn.Module` that answers each example on its own can stand here: the inner l
 is in the batch; batch norm, by which the published figures were made, makes a network transductive.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from inspect import signature
 from itertools import pairwise
 from typing import Any, Literal
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.learning.convolution import convolve, halved
-from app.learning.normalisation import EPSILON, BatchStatisticsNorm, normalise_last
+from app.learning.normalisation import EPSILON, BatchStatisticsNorm, Norm, normalise_last
 
 
 class ConvNet(nn.Module):
@@ -28,8 +28,8 @@ class ConvNet(nn.Module):
     set.
 
     In training mode strided convolutions are computed as `app.learning.convolution` does, which is
-    faster for many tasks and in the second derivative; in evaluation mode, which serves requests, by
-    the library, which answers a lone task sooner. Both give the same numbers to rounding.
+    faster for many tasks and in the second derivative; in evaluation mode, which serves requests,
+    by the library, which answers a lone task sooner. Both give the same numbers to rounding.
 
     Input (M, C, H, W), output (M, features).
     """
@@ -56,7 +56,7 @@ class ConvNet(nn.Module):
         self.strided = downsample == "stride"
         self.feature_norm = feature_norm
         self.readout = readout
-        self.convs = nn.ModuleList(
+        self.convs: Iterable[nn.Conv2d] = nn.ModuleList(  # type: ignore[assignment]
             nn.Conv2d(
                 channels if block == 0 else filters,
                 filters,
@@ -67,7 +67,7 @@ class ConvNet(nn.Module):
             )
             for block in range(blocks)
         )
-        self.norms = nn.ModuleList(
+        self.norms: Iterable[Norm] = nn.ModuleList(  # type: ignore[assignment]
             BatchStatisticsNorm(filters)
             if norm == "batch"
             else nn.GroupNorm(groups, filters, EPSILON)

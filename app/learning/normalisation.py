@@ -33,22 +33,23 @@ class BatchStatisticsNorm(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalises each channel over examples and positions."""
-        return F.batch_norm(
-            inputs, None, None, self.weight, self.bias, training=True, eps=EPSILON
-        )
+        return F.batch_norm(inputs, None, None, self.weight, self.bias, training=True, eps=EPSILON)
 
 
-def normalise_last(inputs: Tensor, norm: "nn.GroupNorm | BatchStatisticsNorm") -> Tensor:
+Norm = nn.GroupNorm | BatchStatisticsNorm
+
+
+def normalise_last(inputs: Tensor, norm: Norm) -> Tensor:
     """What `norm` does, for activations (M, H, W, C) whose channels come last."""
     hidden = inputs.flatten(1, 2)  # (M, P, C)
     centred = hidden - _mean(hidden, norm)
     scale = norm.weight * torch.rsqrt(_mean(centred * centred, norm) + EPSILON)
-    return torch.addcmul(norm.bias, centred, scale).unflatten(1, inputs.shape[1:3])
+    return torch.addcmul(norm.bias, centred, scale).reshape(inputs.shape)
 
 
-def _mean(hidden: Tensor, norm: "nn.GroupNorm | BatchStatisticsNorm") -> Tensor:
+def _mean(hidden: Tensor, norm: Norm) -> Tensor:
     """Means of (M, P, C) that broadcast against it."""
     if isinstance(norm, BatchStatisticsNorm):
         return hidden.mean((0, 1))
-    channels = hidden.mean(1).unflatten(-1, (norm.num_groups, -1))  # (M, G, C / G)
+    channels = hidden.mean(1).reshape(len(hidden), norm.num_groups, -1)  # (M, G, C / G)
     return channels.mean(-1, keepdim=True).expand_as(channels).flatten(1).unsqueeze(1)

@@ -15,12 +15,12 @@ class Examples(NamedTuple):
     """M labelled examples, padding included."""
 
     inputs: Tensor  # (M, *input_shape)
-    labels: Tensor  # (M,) int64 in [0, N)
+    labels: Tensor  # (M,) int64 in [0, N), or in regression (M, K) targets
     mask: Tensor  # (M,) bool, False for padding
 
 
 class Task(NamedTuple):
-    """One few-shot problem of N classes, padding included."""
+    """One few-shot problem of N classes, padding included; in regression of N = K outputs."""
 
     support: Examples
     query: Examples

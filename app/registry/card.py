@@ -18,13 +18,17 @@ class InputSpec(BaseModel):
     """Whether pictures are inverted, so that ink becomes 1 and the ground 0."""
 
 
+Protocol = Literal["inductive", "transductive"]
+"""Whether each query was predicted on its own, or with the statistics of its query set."""
+
+
 class AccuracyFigure(BaseModel):
     """One measured figure: percent, with the protocol it was measured by."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     split: str
-    protocol: Literal["inductive"]
+    protocol: Protocol
     ways: int
     shots: int
     queries: int
@@ -38,6 +42,22 @@ class AccuracyFigure(BaseModel):
     """Accuracy of the nearest class mean of θ's own features, in percent, on the same tasks."""
 
 
+class ErrorFigure(BaseModel):
+    """One measured figure of regression: the mean squared error, by inner step."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    split: str
+    protocol: Protocol
+    shots: int
+    queries: int
+    tasks: int
+    seed: int
+    mse: float
+    confidence_interval_95: tuple[float, float]
+    mse_by_step: tuple[float, ...]
+
+
 class Card(BaseModel):
     """The card of one model version, `card.json`."""
 
@@ -46,15 +66,16 @@ class Card(BaseModel):
     name: str = Field(pattern=NAME_PATTERN)
     version: int = Field(ge=1)
     description: str
-    task: Literal["classification"]
+    task: Literal["classification", "regression"]
     input: InputSpec
     network: dict[str, Any]
     """`name` and the arguments of the network, as in the recipe."""
     head: str
     steps: int = Field(ge=1)
-    """Inner steps that θ was trained for, and the default of a session."""
+    """Inner steps in testing, and the default of a session."""
     alpha: dict[str, tuple[float, ...]]
-    """Learned inner step sizes by parameter, one number per step."""
+    """Inner step sizes by parameter, one number per step; where each number of the parameter has
+    its own (Meta-SGD), their mean. A parameter without α is not adapted."""
     trained_ways: tuple[int, int]
     trained_shots: tuple[int, int]
     theta_sha256: str
@@ -66,6 +87,8 @@ class Card(BaseModel):
     data_digest: str
     iterations: int
     wall_seconds: float
+    peak_memory_bytes: int | None = None
+    """Most memory that a process of meta-training held, on a GPU its own; None: not measured."""
     made_with: dict[str, str]
-    """Versions of the libraries that made θ, the device and its threads."""
-    figures: tuple[AccuracyFigure, ...]
+    """Versions of the libraries that made θ, the device, its threads and processes."""
+    figures: tuple[AccuracyFigure | ErrorFigure, ...]

@@ -130,9 +130,8 @@ class Registry:
             raise RegistryError(f"{path} cannot be loaded: {error}") from error
         theta, alpha = _part(tensors, "theta."), _part(tensors, "alpha.")
         expected = {key: value.shape for key, value in learner.initial(0).items()}
-        if {key: value.shape for key, value in theta.items()} != expected or set(alpha) != set(
-            theta
-        ):
+        found = {key: value.shape for key, value in theta.items()}
+        if found != expected or set(alpha) != set(card.alpha) or not set(alpha) <= set(theta):
             raise RegistryError(
                 f"{path} does not hold the parameters of the card's network and head"
             )

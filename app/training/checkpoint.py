@@ -12,7 +12,7 @@ from app.files import write_atomically
 from app.training.state import State
 
 ADAM = ("exp_avg", "exp_avg_sq", "step")
-RUN = ("iteration", "wall_seconds", "loss", "accuracy")
+RUN = ("iteration", "wall_seconds", "peak_memory_bytes", "loss", "score")
 
 
 def save_checkpoint(path: Path, state: State, identity: str) -> None:

@@ -1,4 +1,4 @@
-"""Accuracy of θ on tasks it has not seen, by step, beside the nearest class mean."""
+"""How well θ does on tasks it has not seen, by step, beside the nearest class mean."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,22 +8,24 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from app.data.pools import ClassPool, TaskShape, sample_tasks
-from app.learning.inner_loop import descend
+from app.data.distributions import Distribution
+from app.data.pools import TaskShape
+from app.learning.heads import LinearHead
+from app.learning.inner_loop import Alpha, descend
 from app.learning.learner import Learner
-from app.learning.losses import membership
-from app.learning.maml import query_accuracy
+from app.learning.nearest_class_mean import nearest_class_mean
+from app.learning.outcome import outcome
 from app.learning.tasks import Examples, Task
 
-TASKS_AT_ONCE_EXAMPLES = 2000
-"""Examples in one batched computation: enough for batching to pay, few enough for memory.
+AT_ONCE_NUMBERS = 2000 * 28 * 28
+"""Numbers of all inputs in one batched computation: enough for it to pay, few enough for memory.
 
 Changing it changes the tasks that a seed draws."""
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Accuracy over tasks, in percent.
+class Evaluation:
+    """Accuracy over tasks in percent, in regression the mean squared error.
 
     `interval` is 1.96 standard errors of the mean over tasks to either side (Finn et al. 2017).
     Every figure is of the same tasks.
@@ -32,7 +34,8 @@ class Accuracy:
     mean: float
     interval: tuple[float, float]
     by_step: tuple[float, ...]
-    nearest_class_mean: float
+    nearest_class_mean: float | None
+    """None where there are no classes."""
     queries: int
     """Queries of each class: fewer than asked for where a class has not as many pictures."""
 
@@ -40,8 +43,8 @@ class Accuracy:
 def evaluate(
     learner: Learner,
     theta: Mapping[str, Tensor],
-    alpha: Mapping[str, Tensor],
-    pool: ClassPool,
+    alpha: Alpha,
+    source: Distribution,
     *,
     ways: int,
     shots: int,
@@ -50,14 +53,16 @@ def evaluate(
     steps: int,
     seed: int,
     progress: Callable[[int], None] = lambda _: None,
-) -> Accuracy:
-    """Adapts θ to each of `tasks` tasks and answers their queries, each query on its own.
+) -> Evaluation:
+    """Adapts θ to each of `tasks` tasks and answers their queries.
+
+    Each query is answered on its own, by a transductive learner with its task's whole query set.
 
     Args:
         learner: what the parameters belong to.
         theta: the initialisation.
         alpha: the inner step sizes by parameter.
-        pool: the classes that tasks are drawn from.
+        source: where tasks are drawn from.
         ways: classes of each task.
         shots: support examples of each class.
         queries: queries of each class, fewer where the pool has not as many pictures.
@@ -67,64 +72,57 @@ def evaluate(
         progress: told of the tasks done.
 
     Raises:
-        DataError: the pool is too small for such tasks.
+        DataError: the source is too small for such tasks.
     """
     device = next(iter(theta.values())).device
-    queries = max(1, min(queries, pool.images.shape[1] - shots))
+    queries = max(1, min(queries, source.most_queries(shots)))
     shape = TaskShape((ways, ways), (shots, shots), queries)
-    at_once = max(1, TASKS_AT_ONCE_EXAMPLES // (ways * (shots + queries)))
+    numbers = (
+        ways * (shots + queries) * math.prod(source.sample(shape, 1, [0]).query.inputs.shape[2:])
+    )
+    at_once = max(1, AT_ONCE_NUMBERS // numbers)
+    classes = not isinstance(learner.head, LinearHead)
 
     def by_step(task: Task) -> Tensor:
         phis, _ = descend(learner, theta, task.support, task.classes, alpha, steps)
-        return torch.stack(
-            [_accuracy(learner.logits(phi, task.query.inputs), task) for phi in phis]
-        )
+        return torch.stack([outcome(learner, phi, task.query, task.classes).score for phi in phis])
 
     def nearest(task: Task) -> Tensor:
-        return _accuracy(nearest_class_mean(learner, theta, task), task)
+        return learner.head.score(
+            nearest_class_mean(learner, theta, task), task.query, task.classes
+        )
 
     adapted, baseline, done = [], [], 0
     with torch.no_grad():
         while done < tasks:
             count = min(at_once, tasks - done)
-            batch = to_device(sample_tasks(pool, shape, count, [seed, done]), device)
+            batch = to_device(source.sample(shape, count, [seed, done]), device)
             adapted.append(vmap(by_step)(batch).double().cpu())
-            baseline.append(vmap(nearest)(batch).double().cpu())
+            if classes:
+                baseline.append(vmap(nearest)(batch).double().cpu())
             done += count
             progress(done)
-    accuracy = 100 * torch.cat(adapted)  # (tasks, steps + 1)
-    mean = accuracy[:, -1].mean().item()
-    margin = 1.96 * accuracy[:, -1].std().item() / math.sqrt(tasks)
-    return Accuracy(
+    scores = torch.cat(adapted) * (100 if classes else 1)  # (tasks, steps + 1)
+    mean = scores[:, -1].mean().item()
+    margin = 1.96 * scores[:, -1].std().item() / math.sqrt(tasks)
+    return Evaluation(
         mean,
         (mean - margin, mean + margin),
-        tuple(accuracy.mean(0).tolist()),
-        (100 * torch.cat(baseline)).mean().item(),
+        tuple(scores.mean(0).tolist()),
+        100 * torch.cat(baseline).mean().item() if classes else None,
         queries,
     )
-
-
-def nearest_class_mean(learner: Learner, theta: Mapping[str, Tensor], task: Task) -> Tensor:
-    """Negative squared distances (Q, N) of θ's features to the support set's class means.
-
-    The rule of prototypical networks (Snell et al. 2017, Eq. 1 and 2), without any inner step.
-    """
-    phi = learner.start(theta, task.classes.shape[0])
-    support = learner.features(phi, task.support.inputs)  # (M, D)
-    query = learner.features(phi, task.query.inputs)  # (Q, D)
-    member = membership(task.support, task.classes.shape[0])  # (M, N)
-    means = (member.to(support.dtype).T @ support) / member.sum(0).clamp(min=1)[:, None]
-    return -torch.cdist(query, means).square()
 
 
 def to_device(task: Task, device: torch.device) -> Task:
     """The same tasks on the device."""
     return Task(
-        Examples(*(tensor.to(device) for tensor in task.support)),
-        Examples(*(tensor.to(device) for tensor in task.query)),
+        examples_to_device(task.support, device),
+        examples_to_device(task.query, device),
         task.classes.to(device),
     )
 
 
-def _accuracy(logits: Tensor, task: Task) -> Tensor:
-    return query_accuracy(logits, task.query, task.classes)
+def examples_to_device(examples: Examples, device: torch.device) -> Examples:
+    """The same examples on the device."""
+    return Examples(*(tensor.to(device) for tensor in examples))

@@ -6,11 +6,13 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
+from app.data.distributions import load_source
 from app.errors import RecipeError, RegistryError
-from app.registry.card import AccuracyFigure
+from app.registry.card import AccuracyFigure, ErrorFigure
 from app.registry.registry import Registry
 from app.training.evaluate import evaluate
-from app.training.job import Reporter, figure, load_pools
+from app.training.figures import figure
+from app.training.job import Reporter
 from app.training.recipe import Measure, Recipe
 
 
@@ -25,8 +27,8 @@ def measure_model(
     default_root: Path,
     device: torch.device,
     reporter: Reporter,
-) -> AccuracyFigure:
-    """Accuracy of a model, each query on its own, on the data that its recipe names.
+) -> AccuracyFigure | ErrorFigure:
+    """How well a model does, by the protocol of its network, on the data that its recipe names.
 
     Args:
         path: models/<name> for the newest version, or models/<name>/<version>.
@@ -53,14 +55,14 @@ def measure_model(
     except ValueError as error:
         raise RecipeError(f"{path} cannot be measured so: {error}") from error
     folder = data_root or default_root / recipe.data.distribution
-    pools = load_pools(recipe, folder, reporter.loading)
-    if pool not in pools:
-        raise RecipeError(f"there are no {pool!r} classes: use one of {', '.join(pools)}")
+    source = load_source(recipe.data.distribution, recipe.data.split, folder, reporter.loading)
+    if pool not in source.parts:
+        raise RecipeError(f"there are no {pool!r} classes: use one of {', '.join(source.parts)}")
     result = evaluate(
         model.learner,
         {key: value.to(device) for key, value in model.theta.items()},
         {key: value.to(device) for key, value in model.alpha.items()},
-        pools[pool],
+        source.parts[pool],
         ways=wanted.ways,
         shots=wanted.shots,
         queries=wanted.queries,
@@ -69,7 +71,7 @@ def measure_model(
         seed=seed,
         progress=lambda done: reporter.measuring(wanted, done),
     )
-    return figure(recipe.data.split, wanted, seed, result)
+    return figure(model.learner, recipe.data.split, wanted, seed, result)
 
 
 def _locate(path: Path) -> tuple[Registry, str, int | None]:

@@ -47,18 +47,22 @@ class ConsoleReporter:
         """Data is being downloaded or decoded."""
         self._show(name, name, done, total)
 
-    def iteration(self, done: int, total: int, loss: float, accuracy: float) -> None:
+    def iteration(self, done: int, total: int, loss: float, score: float) -> None:
         """A meta-iteration is over."""
-        text = f"meta-training  loss {loss:.3f}  accuracy {100 * accuracy:.1f} %"
+        text = f"meta-training  loss {loss:.3f}  score {score:.3f}"
         self._show("meta-training", text, done, total)
 
     def validation(self, line: dict[str, object]) -> None:
         """A line was added to the log."""
+        if "validation_mse" in line:
+            result = f"validation error {line['validation_mse']:.4f}"
+        else:
+            result = (
+                f"validation accuracy {line['validation_accuracy']:.2f} %, "
+                f"nearest class mean {line['validation_nearest_class_mean']:.2f} %"
+            )
         self._progress.console.print(
-            f"iteration {line['iteration']}: loss {line['loss']:.4f}, "
-            f"validation accuracy {line['validation_accuracy']:.2f} %, "
-            f"nearest class mean {line['validation_nearest_class_mean']:.2f} %",
-            soft_wrap=True,
+            f"iteration {line['iteration']}: loss {line['loss']:.4f}, {result}", soft_wrap=True
         )
 
     def measuring(self, measure: Measure, done: int) -> None:

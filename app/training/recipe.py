@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.data.augment import Jitter
+from app.data.distributions import SPLITS
 from app.data.pools import Augmentation, TaskShape
 from app.errors import RecipeError
-from app.learning.heads import FixedHead, build_head
+from app.learning.heads import FixedHead, LinearHead, build_head
+from app.learning.learned_rates import RateForm
 from app.registry.card import NAME_PATTERN
 
 
@@ -20,12 +22,6 @@ def _ascending(pair: tuple[int, int]) -> tuple[int, int]:
     return pair
 
 
-def _several(ways: tuple[int, int]) -> tuple[int, int]:
-    if ways[0] < 2:
-        raise ValueError("must begin at two classes: one class has nothing to tell apart")
-    return ways
-
-
 def _known(head: str) -> str:
     build_head(head)
     return head
@@ -33,7 +29,6 @@ def _known(head: str) -> str:
 
 Positive = Annotated[float, Field(gt=0)]
 Range = Annotated[tuple[int, int], AfterValidator(_ascending)]
-Ways = Annotated[Range, AfterValidator(_several)]
 
 
 class _Part(BaseModel):
@@ -56,12 +51,20 @@ class Deformation(_Part):
 class DataPart(_Part):
     """Where tasks come from, and how they are varied in meta-training."""
 
-    distribution: Literal["omniglot"]
-    split: Literal["background/evaluation", "1200/423"]
+    distribution: Literal["omniglot", "mini-imagenet", "sinusoid"]
+    split: str
+    """One of the distribution's splits, see `app.data.distributions`."""
     symmetries: bool = False
     """Whether turned and mirrored classes count as new classes."""
     of_class: Deformation = Deformation()
     of_picture: Deformation = Deformation()
+
+    @model_validator(mode="after")
+    def _split_is_known(self) -> Self:
+        known = SPLITS[self.distribution]
+        if self.split not in known:
+            raise ValueError(f"split must be one of {', '.join(known)}")
+        return self
 
     def augmentation(self) -> Augmentation:
         """The same for the data floor."""
@@ -79,38 +82,63 @@ class NetworkPart(BaseModel):
 class InnerPart(_Part):
     """The inner loop."""
 
-    steps: int = Field(ge=1, le=20)
-    """Inner steps that a session takes unless it says otherwise."""
-    alpha_head: list[Positive]
-    """First values of α for the output rows, one for each step."""
+    steps: int = Field(ge=1, le=50)
+    """Inner steps in testing, and that a session takes unless it says otherwise."""
+    alpha_head: list[Positive] = Field(min_length=1)
+    """First values of α for the output rows, by step; later steps take the last."""
     alpha_network: list[Positive]
-    """First values of α for everything else, one for each step."""
+    """The same for everything else; empty, the network stays as it is (ANIL)."""
+    alpha_form: RateForm = "step"
+    """What α has one number for, see `app.learning.learned_rates`."""
 
     @model_validator(mode="after")
-    def _one_alpha_a_step(self) -> Self:
+    def _alphas_fit_the_steps(self) -> Self:
+        most = self.steps if self.alpha_form == "step" else 1
         for name in ("alpha_head", "alpha_network"):
-            if len(getattr(self, name)) != self.steps:
-                raise ValueError(f"{name} must have {self.steps} numbers, one for each step")
+            if len(getattr(self, name)) > most:
+                raise ValueError(f"{name} must have at most {most} numbers")
         return self
+
+
+class PretrainingStage(_Part):
+    """One stretch of pre-training: a classifier of all training classes."""
+
+    algorithm: Literal["pretraining"]
+    iterations: int = Field(ge=1)
+    pictures: int = Field(ge=2)
+    """Pictures in a batch."""
+    learning_rate: float = Field(gt=0)
+    final_learning_rate: float = Field(0.0, ge=0)
 
 
 class Stage(_Part):
     """One stretch of meta-training; the learning rate falls by a cosine."""
 
     iterations: int = Field(ge=1)
-    algorithm: Literal["maml", "first-order-maml"]
+    algorithm: Literal[
+        "maml", "first-order-maml", "anil", "multi-step-maml", "reptile", "pretraining-on-tasks"
+    ]
     steps: int = Field(ge=1, le=20)
-    ways: Ways
+    """Inner steps in training."""
+    ways: Range
+    """Classes of a task; in regression the number of outputs."""
     shots: Range
     queries: int = Field(ge=1)
     tasks: int = Field(ge=1)
     """Tasks in a meta-batch."""
+    tasks_at_once: int | None = Field(None, ge=1)
+    """Most tasks of one batched computation, which bounds the memory; None: all of them."""
     learning_rate: float = Field(gt=0)
     final_learning_rate: float = Field(0.0, ge=0)
     alpha_learning_rate: float = Field(0.0, ge=0)
-    """Learning rate of log α; it falls in the same way, to zero. With zero α stays as it is.
+    """Learning rate of α's parameters; it falls in the same way, to zero. With zero α stays."""
 
-    α is one number per parameter tensor and step (Antoniou et al. 2019, MAML++)."""
+    @model_validator(mode="after")
+    def _reptile_deals_out_its_shots(self) -> Self:
+        shots, most = self.shots
+        if self.algorithm == "reptile" and (shots != most or shots % self.steps):
+            raise ValueError("reptile's shots must be one multiple of its steps")
+        return self
 
     def shape(self) -> TaskShape:
         """The tasks of a meta-batch."""
@@ -120,7 +148,7 @@ class Stage(_Part):
 class Measure(_Part):
     """Tasks to measure accuracy on: N ways, K shots."""
 
-    ways: int = Field(ge=2)
+    ways: int = Field(ge=1)
     shots: int = Field(ge=1)
     queries: int = Field(15, ge=1)
     tasks: int = Field(ge=2)
@@ -141,10 +169,13 @@ class Recipe(_Part):
     description: str
     seed: int = Field(ge=0)
     data: DataPart
+    initial: str | None = None
+    """A version to begin with, as a path from the recipe's folder: its network, and its head where
+    that is of the same size. None: a fresh θ."""
     network: NetworkPart
     head: Annotated[str, AfterValidator(_known)]
     inner: InnerPart
-    stages: list[Stage] = Field(min_length=1)
+    stages: list[PretrainingStage | Stage] = Field(min_length=1)
     gradient_clip: float = Field(10.0, gt=0)
     """Largest norm of the meta-gradient."""
     validation: Validation
@@ -154,24 +185,42 @@ class Recipe(_Part):
     @model_validator(mode="after")
     def _tasks_fit_the_head(self) -> Self:
         head = build_head(self.head)
-        ways = {number for stage in self.stages for number in stage.ways}
+        ways = {number for stage in self.task_stages for number in stage.ways}
         ways |= {part.ways for part in (self.validation, *self.figures)}
-        if isinstance(head, FixedHead) and ways != {head.ways}:
-            raise ValueError(f"with the head {self.head!r} all `ways` must be {head.ways}")
+        wanted = {FixedHead: getattr(head, "ways", 0), LinearHead: getattr(head, "outputs", 0)}
+        if type(head) in wanted and ways != {wanted[type(head)]}:
+            raise ValueError(f"with the head {self.head!r} all `ways` must be {wanted[type(head)]}")
+        if not isinstance(head, LinearHead) and min(ways) < 2:
+            raise ValueError("`ways` must begin at two classes: one has nothing to tell apart")
+        if isinstance(head, LinearHead) != (self.data.distribution == "sinusoid"):
+            raise ValueError('the head "linear-1" belongs to the sinusoid, and no other does')
         return self
 
     @model_validator(mode="after")
-    def _steps_have_alpha(self) -> Self:
-        if any(stage.steps > self.inner.steps for stage in self.stages):
-            raise ValueError(f"no stage may take more than the {self.inner.steps} steps of [inner]")
+    def _pretraining_stands_alone(self) -> Self:
+        if self.pretrains and (self.task_stages or self.data.distribution == "sinusoid"):
+            raise ValueError(
+                'the algorithm "pretraining" needs classes, and a recipe of its own: begin another '
+                "with its θ by `initial`"
+            )
         return self
+
+    @property
+    def task_stages(self) -> list[Stage]:
+        """The stages that draw tasks."""
+        return [stage for stage in self.stages if isinstance(stage, Stage)]
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether θ is made without tasks, by a classifier of all classes."""
+        return any(isinstance(stage, PretrainingStage) for stage in self.stages)
 
     @property
     def iterations(self) -> int:
         """Meta-iterations of all stages together."""
         return sum(stage.iterations for stage in self.stages)
 
-    def stage_at(self, iteration: int) -> tuple[Stage, float]:
+    def stage_at(self, iteration: int) -> tuple[PretrainingStage | Stage, float]:
         """The stage of an iteration (from 0), and the share of it that is done, in [0, 1)."""
         for stage in self.stages:
             if iteration < stage.iterations:

@@ -1,92 +1,161 @@
 """The state of a run, and the one meta-iteration that takes it forward."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
 from app.errors import Diverged
+from app.learning.anil import anil
+from app.learning.first_order_maml import first_order_maml
 from app.learning.heads import Params
+from app.learning.inner_loop import Alpha
+from app.learning.learned_rates import initial_rates, rates
 from app.learning.learner import HEAD, Learner
-from app.learning.maml import Outcome, first_order_maml, maml
-from app.learning.tasks import Task
-from app.training.recipe import Recipe, Stage
+from app.learning.maml import maml
+from app.learning.multi_step_loss import multi_step_maml, step_weights
+from app.learning.outcome import Outcome
+from app.learning.pretraining import pretrain_on_classes, pretrain_on_tasks
+from app.learning.reptile import reptile
+from app.learning.tasks import Examples, Task
+from app.training.recipe import PretrainingStage, Recipe, Stage
 
-OBJECTIVES = {"maml": maml, "first-order-maml": first_order_maml}
-LOG_ALPHA = "log_alpha."
+Objective = Callable[[Learner, Mapping[str, Tensor], Alpha, Task, int], Outcome]
+OBJECTIVES: dict[str, Objective] = {
+    "maml": maml,
+    "first-order-maml": first_order_maml,
+    "anil": anil,
+    "pretraining-on-tasks": pretrain_on_tasks,
+}
+RATE = "rate."
+CLASSIFIER = "classifier"
 
 
 @dataclass
 class State:
     """Everything that a run must keep to go on as if nothing had happened.
 
-    `parameters` are θ by name, and log α (T,) by "log_alpha." and name; `optimizer` is Adam over
-    them.
+    `parameters` are θ by name, the parameters of α by "rate." and name, and in pre-training the
+    classifier's; `optimizer` is Adam over them.
     """
 
     parameters: Params
     optimizer: torch.optim.Adam
+    rate_form: str
     iteration: int = 0
     wall_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    """Most memory that a process of the run has held, on a GPU its own memory."""
     loss: float | None = None
     """Running mean over the meta-iterations, None before the first."""
-    accuracy: float | None = None
-    """The same of the accuracy, in [0, 1]."""
+    score: float | None = None
+    """The same of the score: accuracy in [0, 1], or mean squared error."""
 
     @property
     def theta(self) -> Params:
         """θ by name; the tensors themselves."""
-        return {k: v for k, v in self.parameters.items() if not k.startswith(LOG_ALPHA)}
+        return {
+            name: value
+            for name, value in self.parameters.items()
+            if not name.startswith(RATE) and name != CLASSIFIER
+        }
 
     @property
     def alpha(self) -> Params:
-        """The inner step sizes (T,) by θ's names, positive by construction."""
-        return {
-            name.removeprefix(LOG_ALPHA): value.exp()
+        """The inner step sizes by θ's names, see `app.learning.learned_rates`."""
+        of_rates = {
+            name.removeprefix(RATE): value
             for name, value in self.parameters.items()
-            if name.startswith(LOG_ALPHA)
+            if name.startswith(RATE)
         }
+        return rates(of_rates, self.rate_form)  # type: ignore[arg-type]
 
 
-def initial_state(recipe: Recipe, learner: Learner, device: torch.device) -> State:
-    """θ by the recipe's seed, α at its first values."""
-    theta = learner.initial(recipe.seed)
+def initial_state(
+    recipe: Recipe,
+    learner: Learner,
+    device: torch.device,
+    *,
+    classes: int = 0,
+    initial: Mapping[str, Tensor] | None = None,
+) -> State:
+    """θ by the recipe's seed, α at its first values.
+
+    Args:
+        recipe: gives the seed and α.
+        learner: what θ belongs to.
+        device: where to hold it.
+        classes: how many classes pre-training tells apart; 0 without pre-training.
+        initial: parameters of θ to begin with instead.
+    """
+    theta = learner.initial(recipe.seed) | dict(initial or {})
     inner = recipe.inner
     first = {
         name: inner.alpha_head if name.startswith(HEAD) else inner.alpha_network for name in theta
     }
-    log_alpha = {LOG_ALPHA + name: torch.tensor(first[name]).log() for name in theta}
+    alpha = initial_rates(theta, first, inner.alpha_form)
+    of_rates = {RATE + name: value for name, value in alpha.items()}
+    classifier = {CLASSIFIER: torch.zeros(classes, learner.feature_size)} if classes else {}
     parameters = {
-        name: value.to(device).requires_grad_() for name, value in (theta | log_alpha).items()
+        name: value.to(device).requires_grad_()
+        for name, value in (theta | classifier | of_rates).items()
     }
     groups = [
-        {"params": [parameters[name] for name in theta]},
-        {"params": [parameters[name] for name in log_alpha]},
+        {"params": [parameters[name] for name in (*theta, *classifier)]},
+        {"params": [parameters[name] for name in of_rates]},
     ]
-    return State(parameters, torch.optim.Adam(groups, foreach=True))
+    return State(parameters, torch.optim.Adam(groups, foreach=True), inner.alpha_form)
 
 
-def meta_gradient(learner: Learner, state: State, stage: Stage, tasks: Task) -> Outcome:
-    """Sets `grad` of all parameters to that of the mean query loss over a meta-batch.
+def meta_gradient(
+    learner: Learner,
+    state: State,
+    stage: Stage,
+    tasks: Task,
+    *,
+    total: int | None = None,
+    done: float = 0.0,
+) -> Outcome:
+    """Adds up in `grad` the gradient of the query loss of tasks, as a share of a meta-batch.
 
-    The whole meta-batch is one batched computation.
+    The tasks are one batched computation, or as few as `stage.tasks_at_once` allows.
 
     Args:
         learner: what the parameters belong to.
-        state: where θ and α stand.
-        stage: gives the objective and the number of inner steps.
-        tasks: a meta-batch, (B, ...) tensors.
+        state: where θ and α stand; its gradients are replaced.
+        stage: gives the algorithm and the number of inner steps.
+        tasks: a meta-batch or a part of it, (B, ...) tensors.
+        total: tasks in the whole meta-batch; None: these are all.
+        done: how much of the stage is over, in [0, 1).
 
     Returns:
-        Loss and accuracy, means over the meta-batch.
+        Loss and score, sums over the tasks divided by `total`.
     """
-    theta, alpha, objective = state.theta, state.alpha, OBJECTIVES[stage.algorithm]
-    outcomes = vmap(lambda task: objective(learner, theta, alpha, task, stage.steps))(tasks)
-    outcome = Outcome(outcomes.loss.mean(), outcomes.accuracy.mean())
+    count = len(tasks.classes)
+    total = total or count
+    at_once = stage.tasks_at_once or count
     state.optimizer.zero_grad()
-    outcome.loss.backward()  # type: ignore[no-untyped-call]
-    return Outcome(*(value.detach() for value in outcome))
+    loss = score = torch.zeros((), device=tasks.classes.device)
+    for first in range(0, count, at_once):
+        chunk = tree_map(lambda tensor, at=first: tensor[at : at + at_once], tasks)
+        outcome = _add_gradient(learner, state, stage, chunk, total, done)
+        loss, score = loss + outcome.loss, score + outcome.score
+    return Outcome(loss, score)
+
+
+def pretraining_gradient(
+    learner: Learner, state: State, examples: Examples, *, total: int | None = None
+) -> Outcome:
+    """The same for pictures (M, ...) labelled by class, with a classifier of all classes."""
+    share = len(examples.labels) / (total or len(examples.labels))
+    state.optimizer.zero_grad()
+    result = pretrain_on_classes(learner, state.theta, state.parameters[CLASSIFIER], examples)
+    (result.loss * share).backward()  # type: ignore[no-untyped-call]
+    return Outcome(*(value.detach() * share for value in result))
 
 
 def outer_step(recipe: Recipe, state: State) -> None:
@@ -96,8 +165,10 @@ def outer_step(recipe: Recipe, state: State) -> None:
         Diverged: the gradient is not finite; the state is untouched.
     """
     stage, done = recipe.stage_at(state.iteration)
-    moving = state.parameters if stage.alpha_learning_rate else state.theta
-    norm = torch.nn.utils.clip_grad_norm_(moving.values(), recipe.gradient_clip)
+    alpha_rate = 0.0 if isinstance(stage, PretrainingStage) else stage.alpha_learning_rate
+    theta_group, alpha_group = state.optimizer.param_groups
+    moving = theta_group["params"] + (alpha_group["params"] if alpha_rate else [])
+    norm = torch.nn.utils.clip_grad_norm_(moving, recipe.gradient_clip)
     if not bool(norm.isfinite()):
         raise Diverged(
             f"The meta-gradient is not finite at iteration {state.iteration}: "
@@ -105,8 +176,32 @@ def outer_step(recipe: Recipe, state: State) -> None:
         )
     cosine = 0.5 * (1 + math.cos(math.pi * done))
     span = stage.learning_rate - stage.final_learning_rate
-    theta_group, alpha_group = state.optimizer.param_groups
     theta_group["lr"] = stage.final_learning_rate + span * cosine
-    alpha_group["lr"] = stage.alpha_learning_rate * cosine
+    alpha_group["lr"] = alpha_rate * cosine
     state.optimizer.step()
     state.iteration += 1
+
+
+def _add_gradient(
+    learner: Learner, state: State, stage: Stage, tasks: Task, total: int, done: float
+) -> Outcome:
+    theta, alpha, steps = state.theta, state.alpha, stage.steps
+    if stage.algorithm == "reptile":
+        with torch.no_grad():
+            gradients, outcomes = vmap(lambda task: reptile(learner, theta, alpha, task, steps))(
+                tasks
+            )
+            for name, value in theta.items():
+                gradient = gradients[name].sum(0) / total
+                value.grad = gradient if value.grad is None else value.grad + gradient
+        return Outcome(*(value.sum() / total for value in outcomes))
+    if stage.algorithm == "multi-step-maml":
+        weights = step_weights(steps, done).to(tasks.classes.device)
+        outcomes = vmap(lambda task: multi_step_maml(learner, theta, alpha, task, steps, weights))(
+            tasks
+        )
+    else:
+        objective = OBJECTIVES[stage.algorithm]
+        outcomes = vmap(lambda task: objective(learner, theta, alpha, task, steps))(tasks)
+    (outcomes.loss.sum() / total).backward()  # type: ignore[no-untyped-call]
+    return Outcome(*(value.detach().sum() / total for value in outcomes))

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.data.omniglot import data_digest, load_omniglot
+from app.data.omniglot import load_omniglot
+from app.data.pools import data_digest
 from app.registry import Registry
 from app.training.measure import measure_model
 from app.training.recipe import Measure

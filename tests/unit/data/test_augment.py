@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.data.augment import Jitter, jitter
+from app.data.augment import Jitter, deform, deformations
 
 SIZE = 12
 
@@ -22,6 +22,10 @@ class Utmost(np.random.Generator):
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def jitter(images: Tensor, rng, of_class: Jitter, of_picture: Jitter) -> Tensor:
+    return deform(images, deformations(rng, of_class, of_picture, images.shape[:3]))
 
 
 def utmost(images: Tensor, of_class: Jitter, of_picture: Jitter | None = None) -> Tensor:

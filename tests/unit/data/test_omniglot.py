@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from app.data import omniglot
-from app.data.omniglot import CACHE, DRAWERS, data_digest, load_omniglot
-from app.data.pools import ClassPool
+from app.data.omniglot import CACHE, DRAWERS, load_omniglot
+from app.data.pools import ClassPool, data_digest
 from app.errors import DataError
 
 CHARACTERS = {

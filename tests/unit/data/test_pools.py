@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from app.data.augment import Jitter
-from app.data.pools import Augmentation, ClassPool, TaskShape, sample_tasks
+from app.data.pools import Augmentation, ClassPool, TaskShape
 from app.errors import DataError
 from app.learning.tasks import Task
 
@@ -44,28 +44,26 @@ def test_the_same_seed_draws_the_same_tasks(pool):
     shape = TaskShape((2, 5), (1, 5), 2)
     augmentation = Augmentation(True, Jitter(20, 0.1, 0.1, 0.1), Jitter(10, 0.1, 0.1, 0.1))
     for seed in ([3], [3, 7]):
-        first = sample_tasks(pool, shape, 4, seed, augmentation)
+        first = pool.sample(shape, 4, seed, augmentation)
         np.random.default_rng(0).random()
         torch.rand(3)
-        assert_equal(sample_tasks(pool, shape, 4, seed, augmentation), first)
+        assert_equal(pool.sample(shape, 4, seed, augmentation), first)
 
 
 def test_other_seeds_draw_other_tasks(pool):
     shape = TaskShape((5, 5), (2, 2), 2)
-    drawn = [
-        sample_tasks(pool, shape, 4, seed).support.inputs for seed in ([3], [4], [3, 1], [4, 1])
-    ]
+    drawn = [pool.sample(shape, 4, seed).support.inputs for seed in ([3], [4], [3, 1], [4, 1])]
     for index, one in enumerate(drawn):
         assert not any(torch.equal(one, other) for other in drawn[:index])
 
 
 def test_tasks_of_a_batch_differ(pool):
-    classes, _ = identities(sample_tasks(pool, TaskShape((5, 5), (1, 1), 1), 8, [0]).support.inputs)
+    classes, _ = identities(pool.sample(TaskShape((5, 5), (1, 1), 1), 8, [0]).support.inputs)
     assert len({tuple(row) for row in classes.tolist()}) == 8
 
 
 def test_shapes_and_types(pool):
-    task = sample_tasks(pool, TaskShape((3, 3), (2, 2), 4), 6, [0])
+    task = pool.sample(TaskShape((3, 3), (2, 2), 4), 6, [0])
     assert task.support.inputs.shape == (6, 3 * 2, 1, 2, 2)
     assert task.query.inputs.shape == (6, 3 * 4, 1, 2, 2)
     for part, each in ((task.support, 2), (task.query, 4)):
@@ -78,7 +76,7 @@ def test_shapes_and_types(pool):
 
 def test_a_label_is_one_class_and_classes_of_a_task_are_distinct(pool):
     for seed in range(10):
-        task = sample_tasks(pool, TaskShape((2, CLASSES), (1, 4), 3), 8, [seed])
+        task = pool.sample(TaskShape((2, CLASSES), (1, 4), 3), 8, [seed])
         ways = task.classes.shape[1]
         of_support, _ = identities(task.support.inputs)
         of_query, _ = identities(task.query.inputs)
@@ -96,7 +94,7 @@ def test_a_label_is_one_class_and_classes_of_a_task_are_distinct(pool):
 
 def test_no_picture_is_drawn_twice_in_a_task(pool):
     for seed in range(10):
-        task = sample_tasks(pool, TaskShape((4, 4), (1, 6), 4), 8, [seed])
+        task = pool.sample(TaskShape((4, 4), (1, 6), 4), 8, [seed])
         drawn = torch.cat([task.support.inputs, task.query.inputs], 1)
         classes, numbers = identities(drawn)
         for index in range(8):
@@ -105,7 +103,7 @@ def test_no_picture_is_drawn_twice_in_a_task(pool):
 
 
 def test_every_class_and_every_picture_takes_part_evenly(pool):
-    task = sample_tasks(pool, TaskShape((3, 3), (2, 2), 1), 2000, [1])
+    task = pool.sample(TaskShape((3, 3), (2, 2), 1), 2000, [1])
     classes, numbers = identities(task.support.inputs)
     # 1,000 expected of each class, 1,200 of each number; five standard deviations of slack.
     for found, count in ((classes, CLASSES), (numbers, PICTURES)):
@@ -118,7 +116,7 @@ def test_every_class_and_every_picture_takes_part_evenly(pool):
 def test_shots_and_ways_stay_within_their_ranges_and_reach_their_ends(pool):
     ways, shots, ragged = Counter(), Counter(), 0
     for seed in range(60):
-        task = sample_tasks(pool, TaskShape((2, 5), (2, 5), 1), 3, [seed])
+        task = pool.sample(TaskShape((2, 5), (2, 5), 1), 3, [seed])
         counts = shots_of(task)
         ways[task.classes.shape[1]] += 1
         shots.update(counts.flatten().tolist())
@@ -131,7 +129,7 @@ def test_shots_and_ways_stay_within_their_ranges_and_reach_their_ends(pool):
 
 
 def test_one_number_of_shots_leaves_no_padding(pool):
-    task = sample_tasks(pool, TaskShape((4, 4), (3, 3), 2), 5, [0])
+    task = pool.sample(TaskShape((4, 4), (3, 3), 2), 5, [0])
     assert bool((shots_of(task) == 3).all())
     assert bool(task.support.mask.all())
 
@@ -145,13 +143,13 @@ def test_one_number_of_shots_leaves_no_padding(pool):
 )
 def test_a_pool_that_is_too_small_is_told_with_the_numbers(pool, shape, numbers):
     with pytest.raises(DataError) as caught:
-        sample_tasks(pool, shape, 2, [0])
+        pool.sample(shape, 2, [0])
     for number in numbers:
         assert number in str(caught.value)
 
 
 def test_the_whole_pool_can_be_one_task(pool):
-    task = sample_tasks(pool, TaskShape((12, 12), (6, 6), 4), 1, [0])
+    task = pool.sample(TaskShape((12, 12), (6, 6), 4), 1, [0])
     classes, _ = identities(task.support.inputs)
     assert sorted(set(classes[0].tolist())) == list(range(12))
 
@@ -172,7 +170,7 @@ def test_symmetries_make_all_eight_of_a_class_and_the_same_for_all_its_pictures(
     images = np.broadcast_to(np.arange(9, dtype=np.uint8).reshape(3, 3), (4, 6, 1, 3, 3))
     pool = ClassPool(images, ("a", "b", "c", "d"))
     augmentation = Augmentation(True, STILL, STILL)
-    task = sample_tasks(pool, TaskShape((4, 4), (2, 2), 3), 100, [0], augmentation)
+    task = pool.sample(TaskShape((4, 4), (2, 2), 3), 100, [0], augmentation)
     by_class = torch.cat(
         [task.support.inputs.unflatten(1, (4, 2)), task.query.inputs.unflatten(1, (4, 3))], 2
     )
@@ -188,7 +186,7 @@ def test_symmetries_make_all_eight_of_a_class_and_the_same_for_all_its_pictures(
 
 def test_without_augmentation_pictures_are_the_bytes_as_they_are():
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 4, 4), dtype=np.uint8)
-    task = sample_tasks(ClassPool(images, ("a", "b")), TaskShape((2, 2), (2, 2), 1), 5, [0])
+    task = ClassPool(images, ("a", "b")).sample(TaskShape((2, 2), (2, 2), 1), 5, [0])
     known = {(image.astype(np.float32) / 255).tobytes() for row in images for image in row}
     drawn = torch.cat([task.support.inputs, task.query.inputs], 1).flatten(0, 1).numpy()
     assert {image.tobytes() for image in drawn} == known
@@ -197,8 +195,8 @@ def test_without_augmentation_pictures_are_the_bytes_as_they_are():
 def test_augmentation_without_symmetries_and_of_zero_width_changes_nothing():
     images = np.random.default_rng(0).integers(0, 256, (6, 6, 1, 5, 5), dtype=np.uint8)
     pool, shape = ClassPool(images, tuple("abcdef")), TaskShape((2, 5), (1, 4), 2)
-    plain = sample_tasks(pool, shape, 4, [5])
-    augmented = sample_tasks(pool, shape, 4, [5], Augmentation(False, STILL, STILL))
+    plain = pool.sample(shape, 4, [5])
+    augmented = pool.sample(shape, 4, [5], Augmentation(False, STILL, STILL))
     torch.testing.assert_close(augmented, plain, rtol=0, atol=1e-5)
 
 
@@ -210,7 +208,7 @@ def test_both_jitters_reach_the_pictures():
 
     def drawn(of_class: Jitter, of_picture: Jitter) -> Tensor:
         augmentation = Augmentation(False, of_class, of_picture)
-        task = sample_tasks(ClassPool(blot, ("a", "b")), shape, 3, [0], augmentation)
+        task = ClassPool(blot, ("a", "b")).sample(shape, 3, [0], augmentation)
         return task.support.inputs.unflatten(1, (2, 2))  # (B, N, K, C, H, W)
 
     by_class, by_picture = drawn(moving, STILL), drawn(STILL, moving)

@@ -5,8 +5,10 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from app.learning.first_order_maml import first_order_maml
 from app.learning.inner_loop import descend
-from app.learning.maml import first_order_maml, maml, query_accuracy
+from app.learning.losses import query_accuracy
+from app.learning.maml import maml
 from app.learning.tasks import Examples, Task
 from tests.unit.learning.common import (
     PICTURE,

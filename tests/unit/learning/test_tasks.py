@@ -5,8 +5,10 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from app.learning.first_order_maml import first_order_maml
 from app.learning.inner_loop import Adaptation, adapt
-from app.learning.maml import Outcome, first_order_maml, maml
+from app.learning.maml import maml
+from app.learning.outcome import Outcome
 from app.learning.tasks import Examples, Task
 from tests.unit.learning.common import (
     PICTURE,

@@ -24,7 +24,7 @@ def walk(state: State, steps: int) -> None:
     for _ in range(steps):
         for number, (name, parameter) in enumerate(state.parameters.items()):
             generator = torch.Generator().manual_seed(100 * state.iteration + number)
-            absent = name.startswith("log_alpha.network.") and state.iteration < 3
+            absent = name.startswith("rate.network.") and state.iteration < 3
             parameter.grad = None if absent else torch.randn(parameter.shape, generator=generator)
         outer_step(TINY, state)
 

@@ -1,4 +1,4 @@
-"""Accuracy of θ: against numpy, against chance, and the same for the same seed."""
+"""Evaluation of θ: against numpy, against chance, and the same for the same seed."""
 
 import math
 
@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from app.data.omniglot import INPUT
-from app.data.pools import ClassPool, TaskShape, sample_tasks
+from app.data.pools import ClassPool, TaskShape
 from app.errors import DataError
 from app.learning.inner_loop import adapt
 from app.learning.tasks import Examples, Task
 from app.registry.registry import build_learner
 from app.training import evaluate as module
-from app.training.evaluate import Accuracy, evaluate, nearest_class_mean
+from app.training.evaluate import Evaluation, evaluate, nearest_class_mean
 from tests.unit.training.helpers import make_pool, recipe
 
 TINY = recipe()
@@ -27,7 +27,7 @@ def pool() -> ClassPool:
     return make_pool(10, seed=5)
 
 
-def measured(pool: ClassPool, **changes) -> Accuracy:
+def measured(pool: ClassPool, **changes) -> Evaluation:
     wanted = {"ways": 4, "shots": 2, "queries": 3, "tasks": 12, "steps": 2, "seed": 9} | changes
     return evaluate(LEARNER, THETA, ALPHA, pool, **wanted)
 
@@ -37,7 +37,7 @@ def lone_tasks(pool: ClassPool, tasks: int, at_once: int) -> list[Task]:
     lone = []
     for done in range(0, tasks, at_once):
         count = min(at_once, tasks - done)
-        batch = sample_tasks(pool, TaskShape((4, 4), (2, 2), 3), count, [9, done])
+        batch = pool.sample(TaskShape((4, 4), (2, 2), 3), count, [9, done])
         for index in range(count):
             support, query = (
                 Examples(*(tensor[index] for tensor in part))
@@ -48,7 +48,7 @@ def lone_tasks(pool: ClassPool, tasks: int, at_once: int) -> list[Task]:
 
 
 def by_hand(task: Task, steps: int) -> float:
-    """Accuracy in percent after an adaptation, counted query by query."""
+    """Evaluation in percent after an adaptation, counted query by query."""
     phi, _ = adapt(LEARNER, THETA, task.support, task.classes, ALPHA, steps)
     right = [
         LEARNER.logits(phi, query[None]).argmax().item() == label.item()
@@ -58,7 +58,7 @@ def by_hand(task: Task, steps: int) -> float:
 
 
 def nearest_by_hand(task: Task) -> float:
-    """Accuracy in percent of the nearest class mean, in numpy."""
+    """Evaluation in percent of the nearest class mean, in numpy."""
     phi = LEARNER.start(THETA, 4)
     support = LEARNER.features(phi, task.support.inputs).detach().numpy().astype(np.float64)
     queries = LEARNER.features(phi, task.query.inputs).detach().numpy().astype(np.float64)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from app.data.omniglot import INPUT
-from app.data.pools import sample_tasks
 from app.errors import Diverged
 from app.learning.maml import maml
 from app.registry.registry import build_learner
@@ -77,7 +76,7 @@ def test_the_first_step_moves_theta_by_its_rate_and_log_alpha_by_its_own():
     signs = {name: value.grad.sign() for name, value in state.parameters.items()}
     outer_step(tiny, state)
     for name, value in state.parameters.items():
-        rate = 0.02 if name.startswith("log_alpha.") else 0.01
+        rate = 0.02 if name.startswith("rate.") else 0.01
         moved = value.detach() - before[name]
         torch.testing.assert_close(moved, -rate * signs[name], rtol=1e-3, atol=1e-6)
 
@@ -105,7 +104,7 @@ def test_alpha_is_learned_only_where_the_recipe_says_so(learned):
     pool = make_pool(6, seed=1)
     for _ in range(6):
         stage, _ = tiny.stage_at(state.iteration)
-        tasks = sample_tasks(pool, stage.shape(), stage.tasks, (state.iteration,))
+        tasks = pool.sample(stage.shape(), stage.tasks, (state.iteration,))
         meta_gradient(learner, state, stage, tasks)
         outer_step(tiny, state)
     assert any(not torch.equal(state.theta[name], theta[name]) for name in theta)
@@ -120,7 +119,7 @@ def test_the_meta_gradient_is_the_mean_over_the_tasks_taken_one_by_one():
     tiny = recipe()
     state, learner = fresh(tiny)
     stage = tiny.stages[0].model_copy(update={"steps": 2, "tasks": 3})
-    tasks = sample_tasks(make_pool(6, seed=1), stage.shape(), stage.tasks, (0,))
+    tasks = make_pool(6, seed=1).sample(stage.shape(), stage.tasks, (0,))
     outcome = meta_gradient(learner, state, stage, tasks)
     batched = copies({name: value.grad for name, value in state.parameters.items()})
     state.optimizer.zero_grad()
@@ -148,7 +147,7 @@ def test_the_gradient_of_an_alpha_that_stays_does_not_cut_that_of_theta():
     state, _ = fresh(tiny)
     give_gradients(state, norm=1.0)
     for name, value in state.parameters.items():
-        if name.startswith("log_alpha."):
+        if name.startswith("rate."):
             value.grad *= 1000
     raw = copies({name: value.grad for name, value in state.theta.items()})
     outer_step(tiny, state)
