@@ -1,0 +1,1 @@
+"""What is measured of the project: speed, memory, and the published table made again."""

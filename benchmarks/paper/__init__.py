@@ -1,0 +1,1 @@
+"""The published table, made again: recipes, θ, results and the report."""
