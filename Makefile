@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format smoke clean
+.PHONY: help install serve test check format bench smoke clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,8 @@ format: $(VENV)/.test ## Format the code and fix what the linter can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+bench: $(VENV)/.bench ## Install what benchmarks/ needs beside it
+
 smoke: ## Build the image, run the stack and adapt one session in it (needs Docker)
 	$(PYTHON) scripts/docker_smoke.py
 
@@ -40,6 +42,10 @@ clean: ## Remove .venv and the tools' caches
 $(VENV)/.serve: pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	$(BIN)/pip install -c constraints.txt -e '.[test,bench]'
 	touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt
