@@ -118,6 +118,6 @@ def halved(length: int) -> int:
 def _spans(offset: int, length: int) -> tuple[slice, slice]:
     """Along one side: the patches whose place `offset` lies inside, and those places."""
     first = 1 if offset == 0 else 0
-    last = max(first, min(halved(length), (length - offset) // STRIDE + 1))
+    last = min(halved(length), (length - offset) // STRIDE + 1)
     start = first * STRIDE + offset - 1
     return slice(first, last), slice(start, start + (last - first) * STRIDE, STRIDE)

@@ -29,8 +29,8 @@ class Learner:
         if batch_norms:
             raise ValueError(
                 f"{', '.join(batch_norms)}: batch norm makes an answer depend on the other "
-                "queries; use nn.GroupNorm or nn.LayerNorm, or to reproduce published figures "
-                "BatchStatisticsNorm, which makes the learner transductive"
+                "queries; use nn.GroupNorm, or to reproduce published figures BatchStatisticsNorm, "
+                "which makes the learner transductive"
             )
         self.network = network
         self.head = head

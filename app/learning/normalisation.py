@@ -10,7 +10,6 @@ which is the transductive protocol.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 EPSILON = 1e-5
 
@@ -33,7 +32,9 @@ class BatchStatisticsNorm(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalises each channel over examples and positions."""
-        return F.batch_norm(inputs, None, None, self.weight, self.bias, training=True, eps=EPSILON)
+        # Not F.batch_norm: where `torch.func.vmap` has made it one computation for many tasks, the
+        # derivative of the gradient for γ takes μ and σ for constants (torch 2.13).
+        return normalise_last(inputs.movedim(1, 3), self).movedim(3, 1)
 
 
 Norm = nn.GroupNorm | BatchStatisticsNorm

@@ -48,5 +48,5 @@ def test_heads_are_built_by_name():
     "name", ["", "shared", "fixed", "fixed-", "fixed-1", "fixed-x", "fixed--5"]
 )
 def test_other_names_of_heads_are_refused_with_the_choices(name):
-    with pytest.raises(ValueError, match=r'no head .*"shared-row", or "fixed-5"'):
+    with pytest.raises(ValueError, match=r'no head .*"shared-row", "fixed-5".*"linear-1"'):
         build_head(name)
