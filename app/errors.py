@@ -174,7 +174,10 @@ class CheckpointError(JobError):
 
 
 class RegistryError(JobError):
-    """A model on disk is broken: the card does not parse, or θ's SHA-256 is another one."""
+    """A model on disk is broken: the card does not parse, or θ's SHA-256 is another one.
+
+    In the service also: it is of a kind that cannot answer requests.
+    """
 
     code = "registry_error"
 

@@ -22,7 +22,8 @@ router = APIRouter(
 @router.get("", summary="List models", responses=refusals(ANY))
 def list_models(resources: ResourcesOf) -> schemas.ModelList:
     """The newest version of every model, by name."""
-    return schemas.ModelList(data=[_model(resources, card) for card in resources.registry.cards()])
+    cards = [card for card in resources.registry.cards() if _is_served(card)]
+    return schemas.ModelList(data=[_model(resources, card) for card in cards])
 
 
 @router.get("/{name}", summary="Read a model", responses=refusals(ANY, (ModelNotFound,)))
@@ -31,7 +32,15 @@ def read_model(
     resources: ResourcesOf,
 ) -> schemas.Model:
     """The newest version of one model."""
-    return _model(resources, resources.registry.latest(name))
+    card = resources.registry.latest(name)
+    if not _is_served(card):
+        raise ModelNotFound(f"{name!r} is a model of {card.task}: it is not served.")
+    return _model(resources, card)
+
+
+def _is_served(card: Card) -> bool:
+    """Whether the engine could have taken it: one may have been added since the server started."""
+    return card.task == "classification"
 
 
 def _model(resources: ResourcesOf, card: Card) -> schemas.Model:

@@ -45,7 +45,7 @@ def run(settings: Settings) -> int:
         its time to drain is over, the process ends here instead.
 
     Raises:
-        InnerloopError: a model on disk is broken, or the device is not there.
+        InnerloopError: a model on disk is broken or cannot be served, or the device is not there.
     """
     # uvicorn raises the signal again once it has shut down, for the handler that was there before.
     signal.signal(signal.SIGTERM, _end)

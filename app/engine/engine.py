@@ -14,8 +14,8 @@ from app.engine.cache import PhiCache
 from app.engine.compute import BATCH_EXAMPLES, LEAST_SUPPORT, Computer, padded
 from app.engine.queue import Entry, WorkQueue
 from app.engine.requests import Adapted, Floats, ModelKey, PhiMissing, SupportSet
-from app.errors import Draining, EngineFailed, NotReady
-from app.registry import Registry
+from app.errors import Draining, EngineFailed, NotReady, RegistryError
+from app.registry import LoadedModel, Registry
 from app.settings import Settings
 
 FAILURES_IN_A_ROW = 3
@@ -64,7 +64,7 @@ class Engine:
         """Reads and verifies every version of every model.
 
         Raises:
-            RegistryError: a model on disk is broken.
+            RegistryError: a model on disk is broken, or none that can answer requests.
             DeviceError: the device is not there.
         """
         self._settings = settings
@@ -74,6 +74,8 @@ class Engine:
             for name in registry.names()
             for version in registry.versions(name)
         }
+        for model in self._models.values():
+            _check_served(model)
         self._computers: dict[ModelKey, Computer] = {}
         self._cache = PhiCache(settings.phi_cache_bytes)
         self._queue = WorkQueue(settings.queue_limit)
@@ -297,3 +299,20 @@ class Engine:
                         for name, value in phi.parameters.items()
                     }
                 )
+
+
+def _check_served(model: LoadedModel) -> None:
+    """Refuses a model whose answers to requests would be wrong, or none."""
+    card, reason = model.card, None
+    if card.task != "classification":
+        reason = f"models of {card.task} are not served"
+    elif model.learner.transductive:
+        reason = (
+            "it is transductive: answers would depend on the other queries in the batch; train "
+            'with norm = "group"'
+        )
+    if reason:
+        raise RegistryError(
+            f"{card.name} version {card.version} cannot be served, {reason}. Take it out of the "
+            "models folder."
+        )

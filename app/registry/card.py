@@ -40,6 +40,7 @@ class AccuracyFigure(BaseModel):
     accuracy_by_step: tuple[float, ...]
     nearest_class_mean: float
     """Accuracy of the nearest class mean of θ's own features, in percent, on the same tasks."""
+    nearest_class_mean_interval_95: tuple[float, float] | None = None
 
 
 class ErrorFigure(BaseModel):

@@ -1,6 +1,7 @@
 """One run on several processes, each with a part of every meta-batch.
 
-Started by `torchrun --nproc-per-node N -m app train ...`. Every process holds all of θ and of the
+Started by `torchrun --standalone --nproc-per-node N -m -- app train ...`, where the lone dashes
+keep torchrun from taking `--run` for its own. Every process holds all of θ and of the
 optimiser, and takes the same outer steps along the sum of all parts' gradients.
 """
 
@@ -8,12 +9,17 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from app.errors import RecipeError
+
+PATIENCE = timedelta(days=7)
+"""How long the others wait for the leading process, which alone measures the figures. That a
+process died is for torchrun to see, not for this."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,15 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """The others enter the block once the leading process has left it."""
+        if not self.leads:
+            self.wait()
+        yield
+        if self.leads:
+            self.wait()
+
 
 @contextmanager
 def joined_world(device: torch.device) -> Iterator[tuple[World, torch.device]]:
@@ -70,7 +85,7 @@ def joined_world(device: torch.device) -> Iterator[tuple[World, torch.device]]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield World(dist.get_rank(), dist.get_world_size()), device
     finally:

@@ -36,6 +36,7 @@ class Evaluation:
     by_step: tuple[float, ...]
     nearest_class_mean: float | None
     """None where there are no classes."""
+    nearest_class_mean_interval: tuple[float, float] | None
     queries: int
     """Queries of each class: fewer than asked for where a class has not as many pictures."""
 
@@ -103,15 +104,19 @@ def evaluate(
             done += count
             progress(done)
     scores = torch.cat(adapted) * (100 if classes else 1)  # (tasks, steps + 1)
-    mean = scores[:, -1].mean().item()
-    margin = 1.96 * scores[:, -1].std().item() / math.sqrt(tasks)
-    return Evaluation(
-        mean,
-        (mean - margin, mean + margin),
-        tuple(scores.mean(0).tolist()),
-        100 * torch.cat(baseline).mean().item() if classes else None,
-        queries,
+    mean, interval = _mean_and_interval(scores[:, -1])
+    nearest_mean, nearest_interval = (
+        _mean_and_interval(100 * torch.cat(baseline)) if classes else (None, None)
     )
+    return Evaluation(
+        mean, interval, tuple(scores.mean(0).tolist()), nearest_mean, nearest_interval, queries
+    )
+
+
+def _mean_and_interval(scores: Tensor) -> tuple[float, tuple[float, float]]:
+    mean = scores.mean().item()
+    margin = 1.96 * scores.std().item() / math.sqrt(len(scores))
+    return mean, (mean - margin, mean + margin)
 
 
 def to_device(task: Task, device: torch.device) -> Task:

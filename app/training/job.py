@@ -16,13 +16,13 @@ import torch
 
 from app.data.distributions import Source, load_source
 from app.data.pools import ClassPool, TaskShape
-from app.errors import CheckpointError, DataError, RecipeError, RegistryError
+from app.errors import CheckpointError, DataError, ModelNotFound, RecipeError, RegistryError
 from app.files import write_atomically
 from app.learning.heads import LinearHead, Params
-from app.learning.learner import NETWORK, Learner
+from app.learning.learner import Learner
 from app.learning.networks import network_arguments
 from app.learning.outcome import Outcome
-from app.registry.card import Card
+from app.registry.card import Card, InputSpec
 from app.registry.registry import Registry, build_learner, encode_theta
 from app.training.checkpoint import restore_checkpoint, save_checkpoint
 from app.training.distributed import World
@@ -127,13 +127,15 @@ def train(
             f"{registry.folder(recipe.name, recipe.version)} exists already: "
             "raise `version` in the recipe"
         )
-    source = load_source(recipe.data.distribution, recipe.data.split, data_dir, reporter.loading)
+    data = recipe.data
+    with world.leader_first():  # who downloads and decodes it; the others find it ready
+        source = load_source(data.distribution, data.split, data_dir, reporter.loading)
     try:
         learner = build_learner(source.input, recipe.network.model_dump(), recipe.head)
     except ValueError as error:
         raise RecipeError(f"The recipe's [network] cannot be built: {error}") from error
     _check_fit(recipe, source, world)
-    initial, sha256 = _initial_theta(recipe, learner, models_dir / recipe.name)
+    initial, sha256 = _initial_theta(recipe, learner, source.input, models_dir / recipe.name)
     job = Job(recipe, learner, source, run_dir, registry, device, world, reporter, sha256)
     state = initial_state(recipe, learner, device, classes=_classes(job), initial=initial)
     restored = job.checkpoint.exists()
@@ -166,26 +168,30 @@ def measure(job: Job, state: State, part: str, wanted: Measure, stream: int) -> 
     )
 
 
-def _initial_theta(recipe: Recipe, learner: Learner, folder: Path) -> tuple[Params, str]:
+def _initial_theta(
+    recipe: Recipe, learner: Learner, spec: InputSpec, folder: Path
+) -> tuple[Params, str]:
     """The parameters that the recipe begins with, and the SHA-256 of the θ they are of."""
     if recipe.initial is None:
         return {}, ""
     path = (folder / recipe.initial).resolve()
     if not path.name.isdecimal():
         raise RecipeError(f"initial = {recipe.initial!r} is no version: end it with its number")
-    model = Registry(path.parent.parent).load(path.parent.name, int(path.name))
-    fresh = learner.initial(recipe.seed)
-    same = {
-        name: value
-        for name, value in model.theta.items()
-        if name in fresh and fresh[name].shape == value.shape
-    }
-    missing = [name for name in fresh if name.startswith(NETWORK) and name not in same]
-    if missing:
+    try:
+        model = Registry(path.parent.parent).load(path.parent.name, int(path.name))
+    except ModelNotFound as error:
+        raise RecipeError(f"initial = {recipe.initial!r} is not there: {error}") from error
+    ours, theirs = (
+        json.dumps(network_arguments(**network), sort_keys=True)
+        for network in (recipe.network.model_dump(), model.card.network)
+    )
+    if (ours, spec) != (theirs, model.card.input):
         raise RecipeError(
-            f"initial = {recipe.initial!r} is of another network: {missing[0]} is not in it, or "
-            "of another size"
+            f"initial = {recipe.initial!r} is of another network, {theirs} for {model.card.input}: "
+            f"the recipe's is {ours} for {spec}"
         )
+    fresh = learner.initial(recipe.seed)
+    same = {name: value for name, value in model.theta.items() if value.shape == fresh[name].shape}
     return same, model.card.theta_sha256
 
 
@@ -233,7 +239,10 @@ def _cut_log(job: Job, iteration: int) -> int:
             continue
         if at <= iteration:
             kept, last = f"{kept}{line}\n", at
-    write_atomically(path, kept.encode())
+    try:
+        write_atomically(path, kept.encode())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
     return last
 
 

@@ -54,6 +54,8 @@ def measure_model(
         raise RegistryError(f"The card of {path} has no recipe that names its data") from error
     except ValueError as error:
         raise RecipeError(f"{path} cannot be measured so: {error}") from error
+    if wanted.ways < 2 and model.card.task == "classification":
+        raise RecipeError(f"{path} tells classes apart: measure it with at least two ways")
     folder = data_root or default_root / recipe.data.distribution
     source = load_source(recipe.data.distribution, recipe.data.split, folder, reporter.loading)
     if pool not in source.parts:

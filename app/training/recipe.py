@@ -11,7 +11,7 @@ from app.data.augment import Jitter
 from app.data.distributions import SPLITS
 from app.data.pools import Augmentation, TaskShape
 from app.errors import RecipeError
-from app.learning.heads import FixedHead, LinearHead, build_head
+from app.learning.heads import FixedHead, LinearHead, SharedRowHead, build_head
 from app.learning.learned_rates import RateForm
 from app.registry.card import NAME_PATTERN
 
@@ -140,6 +140,14 @@ class Stage(_Part):
             raise ValueError("reptile's shots must be one multiple of its steps")
         return self
 
+    @model_validator(mode="after")
+    def _alpha_is_learned_by_a_gradient(self) -> Self:
+        if self.alpha_learning_rate and self.algorithm in ("reptile", "pretraining-on-tasks"):
+            raise ValueError(
+                f"{self.algorithm} gives no gradient of α: `alpha_learning_rate` must be 0"
+            )
+        return self
+
     def shape(self) -> TaskShape:
         """The tasks of a meta-batch."""
         return TaskShape(self.ways, self.shots, self.queries)
@@ -175,7 +183,9 @@ class Recipe(_Part):
     network: NetworkPart
     head: Annotated[str, AfterValidator(_known)]
     inner: InnerPart
-    stages: list[PretrainingStage | Stage] = Field(min_length=1)
+    stages: list[Annotated[PretrainingStage | Stage, Field(discriminator="algorithm")]] = Field(
+        min_length=1
+    )
     gradient_clip: float = Field(10.0, gt=0)
     """Largest norm of the meta-gradient."""
     validation: Validation
@@ -194,6 +204,26 @@ class Recipe(_Part):
             raise ValueError("`ways` must begin at two classes: one has nothing to tell apart")
         if isinstance(head, LinearHead) != (self.data.distribution == "sinusoid"):
             raise ValueError('the head "linear-1" belongs to the sinusoid, and no other does')
+        return self
+
+    @model_validator(mode="after")
+    def _algorithms_fit_the_rest(self) -> Self:
+        algorithms = {stage.algorithm for stage in self.task_stages}
+        if "pretraining-on-tasks" in algorithms and self.data.distribution != "sinusoid":
+            raise ValueError(
+                'the algorithm "pretraining-on-tasks" makes one function of all tasks: where a '
+                'task is a set of classes there is none; use "pretraining"'
+            )
+        if "reptile" in algorithms and isinstance(build_head(self.head), SharedRowHead):
+            raise ValueError(
+                'the algorithm "reptile" moves every row of a head by itself: use one that has '
+                'rows of its own, as "fixed-5"'
+            )
+        if "anil" in algorithms and self.inner.alpha_network:
+            raise ValueError(
+                'the algorithm "anil" moves the head alone, in testing too: `alpha_network` of '
+                "[inner] must be empty"
+            )
         return self
 
     @model_validator(mode="after")

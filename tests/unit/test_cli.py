@@ -14,8 +14,7 @@ import torch
 
 from app import cli
 from app.registry import Registry
-from app.training import job, measure
-from tests.unit.training.helpers import make_pools, recipe, run, write_recipe
+from tests.unit.training.helpers import SINUSOID, feed, recipe, run, write_recipe
 
 
 class Shell:
@@ -40,8 +39,7 @@ def shell(monkeypatch, capfd, tmp_path) -> Shell:
     for name in [name for name in os.environ if name.startswith("INNERLOOP_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    for module in (job, measure):
-        monkeypatch.setattr(module, "load_pools", lambda *_: make_pools())
+    feed(monkeypatch)
     return Shell(monkeypatch, capfd)
 
 
@@ -60,7 +58,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_recipe(folder / "models")
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "load_pools", lambda *_: make_pools())
+        feed(patch)
         run(recipe(), folder)
     return folder / "models"
 
@@ -132,14 +130,7 @@ def test_training_goes_where_it_is_told(shell):
 
 
 def test_the_data_folder_is_the_options_else_the_settings(shell, monkeypatch):
-    folders = []
-
-    def load(_recipe, folder, _progress):
-        folders.append(folder)
-        return make_pools()
-
-    monkeypatch.setattr(job, "load_pools", load)
-    monkeypatch.setattr(measure, "load_pools", load)
+    folders = feed(monkeypatch)
     write_recipe(Path("models"))
     monkeypatch.setenv("INNERLOOP_DATA_DIR", "from settings")
     shell("train", "models/tiny/recipe.toml", "--threads", "1")
@@ -157,6 +148,7 @@ def test_the_data_folder_is_the_options_else_the_settings(shell, monkeypatch):
         (["evaluate", "models/tiny/7"], "no version 7"),
         (["evaluate", "models/tiny", "--split", "exam"], "use one of train, validation, test"),
         (["evaluate", "models/tiny", "--ways", "9"], "ask for smaller tasks"),
+        (["evaluate", "models/tiny", "--ways", "1"], "with at least two ways"),
         (["evaluate", "models/tiny", "--device", "tpu"], "There is no device 'tpu'"),
         (["evaluate", "models/tiny", "--device", "cuda:99"], "'cuda:99' is not there"),
     ],
@@ -178,7 +170,7 @@ def test_an_error_stays_one_line_however_long_it_is(shell, trained):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["evaluate", "models/tiny", "--ways", "1"],
+        ["evaluate", "models/tiny", "--ways", "0"],
         ["evaluate", "models/tiny", "--shots", "0"],
         ["evaluate", "models/tiny", "--tasks", "1"],
         ["evaluate", "models/tiny", "--seed", "-1"],
@@ -223,6 +215,40 @@ def test_evaluate_prints_accuracy_interval_steps_and_baseline(shell, trained):
     for value in report["accuracy_by_step"]:
         assert f"{value:.2f}" in out
     assert "4-way 1-shot" in err, "progress is shown aside"
+
+
+@pytest.fixture
+def regression(shell) -> Path:
+    """The folder of a model of sinusoids, below the working folder."""
+    path = write_recipe(Path("models"), base=SINUSOID)
+    assert shell("train", path, "--threads", "1")[0] == 0
+    return path.parent
+
+
+def test_evaluate_prints_the_error_of_a_regression(shell, regression):
+    wanted = ("--ways", "1", "--shots", "5", "--queries", "6", "--tasks", "5")
+    status, out, _ = shell("evaluate", regression, *wanted)
+    assert status == 0
+    [figure] = Registry(Path("models")).card("tiny", 1).figures
+    low, high = figure.confidence_interval_95
+    said = f"mean squared error {figure.mse:.4f}   95 % interval {low:.4f} to {high:.4f}"
+    assert said in out, "the default seed is the card's"
+    assert "accuracy" not in out
+    assert "nearest class mean" not in out
+    report = json.loads(shell("evaluate", regression, *wanted, "--json")[1])
+    assert report == figure.model_dump(mode="json") | {"pool": "test"}
+
+
+def test_list_says_which_model_is_of_regression(shell, regression):
+    assert "regression" in shell("models", "list")[1]
+
+
+def test_serving_a_model_of_regression_is_refused_in_one_line(shell, regression, monkeypatch):
+    monkeypatch.setenv("INNERLOOP_PORT", "0")
+    for name in ("configure", "signal.signal"):  # this process keeps its own
+        monkeypatch.setattr(f"app.api.serve.{name}", lambda *_: None)
+    line = check_one_line(*shell("serve"))
+    assert "tiny version 1 cannot be served, models of regression are not served" in line
 
 
 def test_list_shows_every_version_with_its_whole_digest(shell, trained, monkeypatch):

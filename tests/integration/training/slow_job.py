@@ -8,10 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from app.cli import main
-from app.training import job
 from app.training.progress import ConsoleReporter
-from tests.unit.training.helpers import make_pools
+from tests.unit.training.helpers import feed
 
 SLEEP_SECONDS = 600
 
@@ -30,6 +31,6 @@ def stand_still(at: int, marker: Path) -> None:
 
 if __name__ == "__main__":
     at, marker, *sys.argv[1:] = sys.argv[1:]
-    job.load_pools = lambda *_: make_pools()
+    feed(pytest.MonkeyPatch())
     stand_still(int(at), Path(marker))
     main()

@@ -14,8 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from app.training import job
-from tests.unit.training.helpers import make_pools, recipe, run, write_recipe
+from tests.unit.training.helpers import feed, recipe, run, write_recipe
 
 ROOT = Path(__file__).parents[3]
 SECONDS = 120.0
@@ -24,7 +23,7 @@ SECONDS = 120.0
 @pytest.fixture(autouse=True)
 def made_up_pools(monkeypatch) -> Iterator[None]:
     """This process goes on with the runs: with the same pools and number of threads."""
-    monkeypatch.setattr(job, "load_pools", lambda *_: make_pools())
+    feed(monkeypatch)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -49,3 +49,12 @@ def test_a_model_stands_in_the_list_as_it_stands_alone(client):
 def test_a_model_that_is_not_there_is_not_found(client):
     for name in ("none", "OMNIGLOT", "omniglot%00", "%F0%9F%98%80", "x" * 3000):
         check_problem(client.get(f"/v1/models/{name}"), 404, "model_not_found")
+
+
+def test_a_model_of_regression_that_came_after_the_start_is_not_offered(client, registry):
+    """The engine refuses to start with one; the registry is read anew each time."""
+    before = client.get("/v1/models").json()
+    registry.put(make_card("sine", task="regression", figures=()))
+    assert client.get("/v1/models").json() == before
+    problem = check_problem(client.get("/v1/models/sine"), 404, "model_not_found")
+    assert "'sine' is a model of regression: it is not served" in problem["detail"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from app.data.augment import Jitter
 from app.data.pools import Augmentation, ClassPool, TaskShape
 from app.errors import DataError
-from app.learning.tasks import Task
+from app.learning.tasks import Examples, Task
 
 CLASSES, PICTURES = 12, 10
 STILL = Jitter()
@@ -215,3 +215,75 @@ def test_both_jitters_reach_the_pictures():
     assert torch.equal(by_class[:, :, 0], by_class[:, :, 1])
     assert (by_class[:, 0] - by_class[:, 1]).abs().amax((1, 2, 3, 4)).min() > 0.1
     assert (by_picture[:, :, 0] - by_picture[:, :, 1]).abs().amax((2, 3, 4)).min() > 0.1
+
+
+VARIED = Augmentation(True, Jitter(20, 0.1, 0.1, 0.1), Jitter(10, 0.1, 0.1, 0.1))
+
+
+@pytest.mark.parametrize("augmentation", [None, VARIED], ids=["plain", "varied"])
+def test_parts_of_a_batch_put_together_are_the_whole_to_the_bit(augmentation):
+    images = np.random.default_rng(0).integers(0, 256, (6, 9, 1, 7, 7), dtype=np.uint8)
+    pool, shape = ClassPool(images, tuple("abcdef")), TaskShape((2, 5), (1, 5), 3)
+    for seed in range(5):
+        whole = pool.sample(shape, 7, [seed], augmentation)
+        ends = ((0, 3), (3, 4), (4, 7))
+        parts = [pool.sample(shape, 7, [seed], augmentation, slice(*end)) for end in ends]
+        assert [len(part.classes) for part in parts] == [3, 1, 3]
+        assert torch.equal(torch.cat([part.classes for part in parts]), whole.classes)
+        for name in ("support", "query"):
+            for field, expected in zip(Examples._fields, getattr(whole, name), strict=True):
+                together = torch.cat([getattr(getattr(part, name), field) for part in parts])
+                assert torch.equal(together, expected), (name, field)
+
+
+@pytest.mark.parametrize("augmentation", [None, VARIED], ids=["plain", "varied"])
+def test_parts_of_a_batch_of_pictures_are_the_whole_to_the_bit(augmentation):
+    images = np.random.default_rng(0).integers(0, 256, (6, 9, 1, 7, 7), dtype=np.uint8)
+    pool = ClassPool(images, tuple("abcdef"))
+    whole = pool.sample_pictures(11, [3], augmentation)
+    parts = [pool.sample_pictures(11, [3], augmentation, slice(*e)) for e in ((0, 5), (5, 11))]
+    for field, expected in zip(Examples._fields, whole, strict=True):
+        together = torch.cat([getattr(part, field) for part in parts])
+        assert torch.equal(together, expected), field
+
+
+def test_pictures_are_drawn_evenly_from_all_classes_and_labelled_by_theirs(pool):
+    drawn = pool.sample_pictures(6000, [1])
+    assert drawn.inputs.shape == (6000, 1, 2, 2)
+    assert drawn.inputs.dtype == torch.float32
+    assert drawn.labels.dtype == torch.int64
+    assert bool(drawn.mask.all())
+    classes, numbers = (found[0] for found in identities(drawn.inputs[None]))
+    assert torch.equal(classes, drawn.labels)
+    for found, count in ((classes, CLASSES), (numbers, PICTURES)):
+        tally = torch.bincount(found, minlength=count)
+        assert ((tally - 6000 / count).abs() < 5 * (6000 / count) ** 0.5).all()
+
+
+def test_the_same_seed_draws_the_same_pictures_and_another_others(pool):
+    first = pool.sample_pictures(20, [3, 1], VARIED)
+    torch.testing.assert_close(pool.sample_pictures(20, [3, 1], VARIED), first, rtol=0, atol=0)
+    assert not torch.equal(pool.sample_pictures(20, [3, 2], VARIED).labels, first.labels)
+
+
+def test_a_turned_or_mirrored_class_is_a_class_of_its_own_and_its_label_tells_which():
+    """Label 8 c + s: of class c, turned s mod 4 quarters, and mirrored afterwards from s = 4 on."""
+    base = np.arange(4 * 9, dtype=np.uint8).reshape(4, 1, 1, 3, 3)  # no two symmetries alike
+    pool = ClassPool(np.repeat(base, 3, axis=1), tuple("abcd"))
+    augmentation = Augmentation(True, STILL, STILL)
+    assert pool.augmented_classes(augmentation) == 4 * 8
+    assert pool.augmented_classes(Augmentation(False, STILL, STILL)) == 4
+    drawn = pool.sample_pictures(600, [2], augmentation)
+    looks: dict[int, set[bytes]] = {}
+    pictures = (drawn.inputs * 255).round().to(torch.uint8).numpy()[:, 0]
+    for picture, label in zip(pictures, drawn.labels.tolist(), strict=True):
+        number, symmetry = divmod(label, 8)
+        assert set(picture.flat) == set(base[number].flat)
+        turned = base[number, 0, 0]
+        for _ in range(symmetry % 4):
+            turned = np.array([[turned[x, 2 - y] for x in range(3)] for y in range(3)])
+        expected = turned[:, ::-1] if symmetry >= 4 else turned
+        assert (picture == expected).all(), label
+        looks.setdefault(label, set()).add(picture.tobytes())
+    assert sorted(looks) == list(range(32))
+    assert len(set.union(*looks.values())) == 32

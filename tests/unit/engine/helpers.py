@@ -30,22 +30,36 @@ SECONDS = 30.0
 def save_models(root: Path) -> Registry:
     """`conv` reads pictures of 12 x 12, `deep` and `fixed` five numbers; `fixed` has three rows."""
     registry = Registry(root)
-    _save(registry, CONV, {"name": "conv", "filters": 8, "blocks": 2, "groups": 2}, steps=3)
-    _save(registry, DEEP, {"name": "mlp", "hidden": [16, 16]}, steps=4)
-    _save(registry, FIXED, {"name": "mlp", "hidden": [16]}, steps=3, head="fixed-3")
+    conv = {"name": "conv", "filters": 8, "blocks": 2, "groups": 2}
+    save_model(registry, CONV, conv, shape=SHAPES[CONV])
+    deep = {"name": "mlp", "hidden": [16, 16]}
+    save_model(registry, DEEP, deep, steps=4, shape=SHAPES[DEEP])
+    fixed = {"name": "mlp", "hidden": [16]}
+    save_model(registry, FIXED, fixed, head="fixed-3", shape=SHAPES[FIXED])
     return registry
 
 
-def _save(
-    registry: Registry, key: ModelKey, network: dict, steps: int, head: str = "shared-row"
+def save_model(
+    registry: Registry,
+    key: ModelKey,
+    network: dict,
+    *,
+    steps: int = 3,
+    head: str = "shared-row",
+    shape: tuple[int, ...],
+    rates: Callable[[str, torch.Tensor], torch.Tensor | None] | None = None,
+    **facts,
 ) -> None:
-    spec = InputSpec(kind="values", shape=SHAPES[key])
+    """A model of an untrained θ; `rates` gives α of a parameter, `facts` are more of its card."""
+    spec = InputSpec(kind="values", shape=shape)
     learner = build_learner(spec, network, head)
     theta = learner.initial(seed=7)
-    alpha = {
-        name: torch.linspace(0.1, 0.02, steps) * (1.0 if name.startswith("head.") else 0.2)
-        for name in theta
-    }
+
+    def falling(name: str, _: torch.Tensor) -> torch.Tensor:
+        return torch.linspace(0.1, 0.02, steps) * (1.0 if name.startswith("head.") else 0.2)
+
+    given = {name: (rates or falling)(name, value) for name, value in theta.items()}
+    alpha = {name: value for name, value in given.items() if value is not None}
     content = encode_theta(theta, alpha)
     card = make_card(
         key.name,
@@ -54,8 +68,10 @@ def _save(
         network=network,
         head=head,
         steps=steps,
+        alpha={name: tuple(v.flatten(1).mean(1) if v.ndim > 1 else v) for name, v in alpha.items()},
         theta_sha256=sha256(content).hexdigest(),
         theta_bytes=len(content),
+        **facts,
     )
     registry.save(card, content)
 

@@ -2,22 +2,27 @@
 
 import threading
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from app.engine import Engine
+from app.engine import Engine, ModelKey
 from app.engine.compute import Computer
 from app.errors import Draining, NotReady, QueueFull, RegistryError
 from app.registry import Registry
 from app.settings import Settings
 from tests.unit.engine.helpers import (
     CONV,
+    DEEP,
     SECONDS,
+    SHAPES,
     answer,
     plain,
     problem,
+    save_model,
     save_models,
     start,
     submit,
@@ -153,6 +158,51 @@ def test_a_broken_model_is_named_before_anything_starts(tmp_path: Path):
     (tmp_path / "conv" / "1" / "theta.safetensors").write_bytes(b"no theta")
     with pytest.raises(RegistryError, match=r"conv/1/theta\.safetensors"):
         Engine(registry, Settings(device="cpu"))
+
+
+def test_a_transductive_model_is_refused_by_name(tmp_path: Path):
+    registry = save_models(tmp_path)
+    network = {"name": "conv", "filters": 8, "blocks": 2, "norm": "batch"}
+    save_model(registry, ModelKey("conv", 2), network, shape=(1, 12, 12))
+    message = r'conv version 2 cannot be served.*other queries in the batch.*norm = "group"'
+    with pytest.raises(RegistryError, match=message):
+        Engine(registry, Settings(device="cpu"))
+
+
+def test_a_model_of_regression_is_refused_by_name(tmp_path: Path):
+    registry = save_models(tmp_path)
+    network = {"name": "mlp", "hidden": [16]}
+    sine = ModelKey("sine", 1)
+    save_model(registry, sine, network, head="linear-1", shape=(1,), task="regression")
+    with pytest.raises(
+        RegistryError, match="sine version 1 cannot be served, models of regression"
+    ):
+        Engine(registry, Settings(device="cpu"))
+
+
+def test_models_with_rates_for_the_head_alone_or_for_every_number_are_served(tmp_path: Path):
+    registry = Registry(tmp_path)
+    keys = [ModelKey("anil", 1), ModelKey("meta-sgd", 1)]
+    network = {"name": "mlp", "hidden": [16]}
+
+    def of_head(name: str, _: torch.Tensor) -> torch.Tensor | None:
+        return torch.tensor([0.1]) if name.startswith("head.") else None
+
+    def of_each(_: str, value: torch.Tensor) -> torch.Tensor:
+        return torch.linspace(-0.01, 0.1, value.numel()).reshape(1, *value.shape)
+
+    for key, rates in zip(keys, (of_head, of_each), strict=True):
+        save_model(registry, key, network, shape=SHAPES[DEEP], rates=rates)
+    engine = start(Engine(registry, Settings(device="cpu", max_support=16, max_classes=8)))
+    try:
+        for key in keys:
+            work = replace(problem(3, [2, 1, 3], model=DEEP), model=key)
+            want = plain(registry.load(key.name, 1), work)
+            got = answer(engine, key.name, work)
+            np.testing.assert_allclose(got.probabilities, want.probabilities, atol=1e-5)
+            np.testing.assert_allclose(got.support_loss, want.support_loss, atol=1e-5)
+    finally:
+        engine.stop(SECONDS)
 
 
 def test_an_engine_without_models_is_ready_and_serves_none(tmp_path: Path):

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 from pydantic import ValidationError
 
-from app.registry import Card
+from app.registry import AccuracyFigure, Card
+from app.registry.card import ErrorFigure
 from tests.fakes import make_card
 
 
@@ -24,7 +27,7 @@ def test_names_that_are_no_folder_are_refused(name):
 
 
 @pytest.mark.parametrize(
-    "change", [{"version": 0}, {"steps": 0}, {"task": "regression"}, {"unknown": 1}]
+    "change", [{"version": 0}, {"steps": 0}, {"task": "ranking"}, {"unknown": 1}]
 )
 def test_fields_out_of_range_or_unknown_are_refused(change):
     with pytest.raises(ValidationError, match=next(iter(change))):
@@ -34,3 +37,37 @@ def test_fields_out_of_range_or_unknown_are_refused(change):
 def test_a_card_cannot_be_changed():
     with pytest.raises(ValidationError, match="frozen"):
         make_card("omniglot").steps = 7
+
+
+ERROR = ErrorFigure(
+    split="function",
+    protocol="inductive",
+    shots=5,
+    queries=100,
+    tasks=4000,
+    seed=2,
+    mse=0.5,
+    confidence_interval_95=(0.4, 0.6),
+    mse_by_step=(3.0, 1.0, 0.5),
+)
+
+
+def test_figures_of_accuracy_and_of_error_survive_json_as_what_they_are():
+    accuracy = make_card("omniglot").figures[0]
+    card = make_card("omniglot", figures=(accuracy, ERROR), task="regression")
+    read = Card.model_validate_json(card.model_dump_json())
+    assert read == card
+    assert [type(figure) for figure in read.figures] == [AccuracyFigure, ErrorFigure]
+
+
+def test_a_figure_that_is_half_accuracy_and_half_error_is_refused():
+    content = json.loads(make_card("omniglot", figures=(ERROR,)).model_dump_json())
+    content["figures"][0]["accuracy"] = 90.0
+    with pytest.raises(ValidationError, match="figures"):
+        Card.model_validate(content)
+
+
+def test_a_card_from_before_memory_was_measured_still_reads():
+    content = json.loads(make_card("omniglot").model_dump_json())
+    del content["peak_memory_bytes"]
+    assert Card.model_validate(content).peak_memory_bytes is None

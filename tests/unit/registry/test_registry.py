@@ -28,8 +28,10 @@ def parameters(seed: int = 0) -> tuple[Params, Params]:
 
 def model(name: str = "omniglot", version: int = 1, **changes) -> tuple[Card, bytes]:
     """A card and the content of the θ that it speaks of."""
-    content = changes.pop("content", None) or encode_theta(*parameters(version))
+    theta, alpha = parameters(version)
+    content = changes.pop("content", None) or encode_theta(theta, alpha)
     facts = {
+        "alpha": {name: tuple(value.tolist()) for name, value in alpha.items()},
         "input": SPEC,
         "network": NETWORK,
         "head": "shared-row",
@@ -223,6 +225,44 @@ def test_a_theta_that_does_not_fit_its_card_is_refused_by_its_path(registry, cha
     path = registry.save(*model(**changes)) / THETA
     with pytest.raises(RegistryError, match=str(path)):
         registry.load("omniglot", 1)
+
+
+def test_a_model_may_have_a_rate_for_the_head_alone(registry):
+    theta, alpha = parameters()
+    head = {name: value for name, value in alpha.items() if name.startswith("head.")}
+    listed = {name: tuple(value.tolist()) for name, value in head.items()}
+    registry.save(*model(content=encode_theta(theta, head), alpha=listed))
+    assert_equal(registry.load("omniglot", 1).alpha, head)
+
+
+def test_a_model_may_have_a_rate_for_every_number_of_theta(registry):
+    theta, _ = parameters()
+    alpha = {name: torch.rand(1, *value.shape) for name, value in theta.items()}
+    means = {name: (value.mean().item(),) for name, value in alpha.items()}
+    registry.save(*model(content=encode_theta(theta, alpha), alpha=means))
+    assert_equal(registry.load("omniglot", 1).alpha, alpha)
+
+
+@pytest.mark.parametrize("change", ["fewer in the file", "fewer on the card", "of no parameter"])
+def test_rates_that_are_not_those_of_the_card_are_refused(registry, change):
+    theta, alpha = parameters()
+    listed = {name: tuple(value.tolist()) for name, value in alpha.items()}
+    if change == "of no parameter":
+        alpha["head.scale"] = torch.ones(3)
+        listed["head.scale"] = (1.0, 1.0, 1.0)
+    else:
+        del (alpha if change == "fewer in the file" else listed)["head.bias"]
+    path = registry.save(*model(content=encode_theta(theta, alpha), alpha=listed)) / THETA
+    with pytest.raises(RegistryError, match=rf"{path} does not hold the parameters"):
+        registry.load("omniglot", 1)
+
+
+def test_a_head_of_regression_is_loaded(registry):
+    theta = build_learner(SPEC, NETWORK, "linear-1").initial(0)
+    content = encode_theta(theta, {name: torch.tensor([0.1]) for name in theta})
+    alpha = dict.fromkeys(theta, (0.1,))
+    registry.save(*model(content=content, head="linear-1", task="regression", alpha=alpha))
+    assert registry.load("omniglot", 1).theta["head.weight"].shape == (1, 8)
 
 
 def test_an_existing_version_is_never_overwritten(registry):

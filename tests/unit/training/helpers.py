@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
-from app.data.pools import ClassPool
-from app.training import job
+from app.data.distributions import Source, load_source
+from app.data.omniglot import INPUT
+from app.data.pools import ClassPool, data_digest
+from app.training import job, measure
+from app.training.distributed import World
 from app.training.recipe import Measure, Recipe
 
 TEXT = """
@@ -82,25 +86,91 @@ tasks = 5
 """
 
 
-def recipe(*changes: tuple[str, str]) -> Recipe:
+FIXED = [
+    ('"shared-row"', '"fixed-4"'),
+    ("ways = [3, 5]", "ways = [4, 4]"),
+    ("ways = [2, 4]", "ways = [4, 4]"),
+    ("ways = 3", "ways = 4"),
+]
+"""Changes that give the tiny recipe a head of four rows."""
+
+SINUSOID = """
+name = "tiny"
+version = 1
+description = "Sinusoids."
+seed = 3
+head = "linear-1"
+
+[data]
+distribution = "sinusoid"
+split = "function"
+
+[network]
+name = "mlp"
+hidden = [8, 8]
+
+[inner]
+steps = 2
+alpha_head = [0.02]
+alpha_network = [0.01]
+
+[[stages]]
+iterations = 7
+algorithm = "maml"
+steps = 1
+ways = [1, 1]
+shots = [5, 5]
+queries = 4
+tasks = 5
+learning_rate = 0.01
+
+[validation]
+ways = 1
+shots = 5
+queries = 6
+tasks = 4
+every = 2
+
+[[figures]]
+ways = 1
+shots = 5
+queries = 6
+tasks = 5
+"""
+
+PRETRAINING = """
+iterations = 3
+algorithm = "pretraining"
+pictures = 6
+learning_rate = 0.01
+"""
+"""A stage of pre-training on classes."""
+
+
+def recipe(*changes: tuple[str, str], base: str = TEXT) -> Recipe:
     """The tiny recipe, with pieces of its text replaced."""
-    return Recipe.model_validate(tomllib.loads(text(*changes)))
+    return Recipe.model_validate(tomllib.loads(text(*changes, base=base)))
 
 
-def text(*changes: tuple[str, str]) -> str:
+def text(*changes: tuple[str, str], base: str = TEXT) -> str:
     """The text of the tiny recipe, with pieces replaced everywhere."""
-    content = TEXT
     for old, new in changes:
-        assert old in content
-        content = content.replace(old, new)
-    return content
+        assert old in base, old
+        base = base.replace(old, new)
+    return base
 
 
-def write_recipe(models: Path, *changes: tuple[str, str]) -> Path:
+def with_stage(stage: str, base: str = TEXT) -> str:
+    """The text of the tiny recipe with one stage in place of its own."""
+    before, after = base.index("[[stages]]"), base.index("[validation]")
+    return f"{base[:before]}[[stages]]\n{stage}\n{base[after:]}"
+
+
+def write_recipe(models: Path, *changes: tuple[str, str], base: str = TEXT) -> Path:
     """`recipe.toml` in its place in a registry."""
     path = models / "tiny" / "recipe.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text(*changes))
+    path.write_text(text(*changes, base=base))
     return path
 
 
@@ -119,6 +189,25 @@ def make_pool(classes: int, seed: int, pictures: int = 8) -> ClassPool:
 def make_pools() -> dict[str, ClassPool]:
     """The three pools of the tiny run."""
     return {"train": make_pool(12, 1), "validation": make_pool(6, 2), "test": make_pool(6, 3)}
+
+
+def feed(patch: pytest.MonkeyPatch, pools: dict[str, ClassPool] | None = None) -> list[Path]:
+    """Puts pools in place of Omniglot, in runs and in measuring.
+
+    Returns the folders in which the data are then looked for.
+    """
+    folders = []
+
+    def load(distribution: str, split: str, folder: Path, progress) -> Source:
+        folders.append(folder)
+        if distribution != "omniglot":
+            return load_source(distribution, split, folder, progress)
+        given = pools or make_pools()
+        return Source(INPUT, given, data_digest(given))
+
+    for module in (job, measure):
+        patch.setattr(module, "load_source", load)
+    return folders
 
 
 @dataclass
@@ -154,7 +243,9 @@ def kill() -> None:
     raise Killed
 
 
-def run(recipe: Recipe, folder: Path, reporter: Recorder | None = None) -> Path:
+def run(
+    recipe: Recipe, folder: Path, reporter: Recorder | None = None, world: World = job.ALONE
+) -> Path:
     """Trains by a recipe below a folder: `models`, and `run` for checkpoint and log."""
     return job.train(
         recipe,
@@ -163,4 +254,5 @@ def run(recipe: Recipe, folder: Path, reporter: Recorder | None = None) -> Path:
         models_dir=folder / "models",
         device=torch.device("cpu"),
         reporter=reporter or Recorder(),
+        world=world,
     )

@@ -39,12 +39,12 @@ def test_a_restored_run_goes_on_to_the_bit_as_one_that_never_stopped(path, itera
     whole, stopped = fresh(), fresh()
     walk(whole, 7)
     walk(stopped, iteration)
-    stopped.wall_seconds, stopped.loss, stopped.accuracy = 12.345678901234567, 0.1, None
+    stopped.wall_seconds, stopped.loss, stopped.score = 12.345678901234567, 0.1, None
     save_checkpoint(path, stopped, "digest")
     restored = fresh()
     restore_checkpoint(path, restored, "digest")
     assert restored.iteration == iteration
-    assert (restored.wall_seconds, restored.loss, restored.accuracy) == (
+    assert (restored.wall_seconds, restored.loss, restored.score) == (
         12.345678901234567,
         0.1,
         None,

@@ -10,10 +10,11 @@ from app.data.omniglot import INPUT
 from app.data.pools import ClassPool, TaskShape
 from app.errors import DataError
 from app.learning.inner_loop import adapt
+from app.learning.nearest_class_mean import nearest_class_mean
 from app.learning.tasks import Examples, Task
 from app.registry.registry import build_learner
 from app.training import evaluate as module
-from app.training.evaluate import Evaluation, evaluate, nearest_class_mean
+from app.training.evaluate import Evaluation, evaluate
 from tests.unit.training.helpers import make_pool, recipe
 
 TINY = recipe()
@@ -71,7 +72,7 @@ def nearest_by_hand(task: Task) -> float:
 
 
 def test_the_figures_are_those_of_counting_task_by_task(pool, monkeypatch):
-    monkeypatch.setattr(module, "TASKS_AT_ONCE_EXAMPLES", 5 * 4 * (2 + 3))
+    monkeypatch.setattr(module, "AT_ONCE_NUMBERS", 5 * 4 * (2 + 3) * 28 * 28)
     result = measured(pool, tasks=12)
     tasks = lone_tasks(pool, 12, at_once=5)
     accuracies = np.array([[by_hand(task, steps) for steps in range(3)] for task in tasks])
@@ -83,8 +84,12 @@ def test_the_figures_are_those_of_counting_task_by_task(pool, monkeypatch):
     assert margin > 0
     low, high = result.mean - margin, result.mean + margin
     assert result.interval == pytest.approx((low, high))
-    baseline = np.mean([nearest_by_hand(task) for task in tasks])
-    assert result.nearest_class_mean == pytest.approx(baseline)
+    baseline = np.array([nearest_by_hand(task) for task in tasks])
+    assert result.nearest_class_mean == pytest.approx(baseline.mean())
+    margin = 1.96 * baseline.std(ddof=1) / math.sqrt(12)
+    assert margin > 0
+    ends = (baseline.mean() - margin, baseline.mean() + margin)
+    assert result.nearest_class_mean_interval == pytest.approx(ends)
 
 
 def test_the_nearest_class_mean_ignores_padding_and_weighs_ragged_shots():
@@ -122,14 +127,14 @@ def test_no_steps_measure_theta_itself(pool):
 
 
 def test_progress_counts_the_tasks_of_all_batches(pool, monkeypatch):
-    monkeypatch.setattr(module, "TASKS_AT_ONCE_EXAMPLES", 5 * 4 * (2 + 3))
+    monkeypatch.setattr(module, "AT_ONCE_NUMBERS", 5 * 4 * (2 + 3) * 28 * 28)
     told = []
     measured(pool, tasks=12, progress=told.append)
     assert told == [5, 10, 12]
 
 
 def test_a_task_larger_than_a_batch_is_measured_alone(pool, monkeypatch):
-    monkeypatch.setattr(module, "TASKS_AT_ONCE_EXAMPLES", 1)
+    monkeypatch.setattr(module, "AT_ONCE_NUMBERS", 1)
     told = []
     measured(pool, tasks=3, progress=told.append)
     assert told == [1, 2, 3]

@@ -9,23 +9,10 @@ from app.errors import ModelNotFound, RecipeError, RegistryError
 from app.registry import Registry
 from app.registry.card import AccuracyFigure
 from app.registry.registry import build_learner, encode_theta
-from app.training import measure as module
 from app.training.measure import measure_model
 from app.training.recipe import Measure
 from tests.fakes import make_card
-from tests.unit.training.helpers import Recorder, make_pools, recipe, run
-
-
-@pytest.fixture(autouse=True)
-def made_up_pools_here(monkeypatch):
-    folders: list[Path] = []
-
-    def load(_recipe, folder, _progress):
-        folders.append(folder)
-        return make_pools()
-
-    monkeypatch.setattr(module, "load_pools", load)
-    return folders
+from tests.unit.training.helpers import Recorder, feed, recipe, run
 
 
 def measured(path: Path, ways: int = 4, **changes) -> AccuracyFigure:
@@ -39,12 +26,14 @@ def save_model(root: Path, head: str, made_by: dict) -> Path:
     """A model of an untrained θ."""
     network = recipe().network.model_dump()
     theta = build_learner(INPUT, network, head).initial(0)
-    content = encode_theta(theta, {name: torch.tensor([0.1]) for name in theta})
+    alpha = {name: torch.tensor([0.1]) for name in theta}
+    content = encode_theta(theta, alpha)
     card = make_card(
         "odd",
         input=INPUT,
         network=network,
         head=head,
+        alpha={name: tuple(value.tolist()) for name, value in alpha.items()},
         recipe=made_by,
         theta_sha256=sha256(content).hexdigest(),
     )
@@ -81,10 +70,11 @@ def test_a_path_relative_to_the_working_folder_will_do(whole_run, monkeypatch):
     assert measured(Path("1")) == measured(Path()) == measured(Path("../tiny"))
 
 
-def test_the_data_lie_where_the_caller_says_or_below_the_data_folder(whole_run, made_up_pools_here):
+def test_the_data_lie_where_the_caller_says_or_below_the_data_folder(whole_run, monkeypatch):
+    folders = feed(monkeypatch)
     measured(whole_run / "models" / "tiny")
     measured(whole_run / "models" / "tiny", data_root=Path("elsewhere"))
-    assert made_up_pools_here == [Path("data") / "omniglot", Path("elsewhere")]
+    assert folders == [Path("data") / "omniglot", Path("elsewhere")]
 
 
 @pytest.mark.parametrize("path", ["nothing", "tiny/2", "tiny/0", "tiny/1/1"])
@@ -103,6 +93,11 @@ def test_a_head_of_fixed_width_is_measured_on_its_number_of_classes_only(tmp_pat
     assert measured(path, ways=3).ways == 3
     with pytest.raises(RecipeError, match="head for 3 classes, the task has 4"):
         measured(path, ways=4)
+
+
+def test_one_class_alone_is_not_measured(whole_run):
+    with pytest.raises(RecipeError, match="tells classes apart: measure it with at least two ways"):
+        measured(whole_run / "models" / "tiny", ways=1)
 
 
 def test_a_card_without_its_recipe_is_named(tmp_path):

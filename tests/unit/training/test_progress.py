@@ -28,7 +28,7 @@ def test_a_run_is_shown_on_standard_error_and_leaves_standard_output_alone(
     assert shown.out == ""
     line = "iteration 500: loss 0.1235, validation accuracy 93.46 %, nearest class mean 90.00 %"
     assert line in shown.err.splitlines()
-    for part in ("Decoding images_background", "loss 0.250  accuracy 91.5 %", "5-way 1-shot"):
+    for part in ("Decoding images_background", "loss 0.250  score 0.915", "5-way 1-shot"):
         assert part in shown.err
 
 
@@ -36,3 +36,9 @@ def test_a_silent_reporter_shows_nothing(capsys: pytest.CaptureFixture[str]):
     report(ConsoleReporter(silent=True))
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "")
+
+
+def test_of_a_regression_the_error_is_shown(capsys: pytest.CaptureFixture[str]):
+    with ConsoleReporter() as reporter:
+        reporter.validation({"iteration": 20, "loss": 4.25, "mse": 4.5, "validation_mse": 3.14159})
+    assert "iteration 20: loss 4.2500, validation error 3.1416" in capsys.readouterr().err

@@ -5,8 +5,14 @@ import pytest
 
 from app.errors import RecipeError
 from app.training.recipe import Recipe, load_recipe
-from tests.unit.training.helpers import recipe, text
+from tests.unit.training.helpers import PRETRAINING, SINUSOID, recipe, text, with_stage
 
+META_SGD = ("[0.01, 0.005]", '[0.01]\nalpha_form = "parameter"')
+REPTILES_SHOTS = r"stages\.0\.reptile: .*reptile's shots must be one multiple of its steps"
+NO_FUNCTION = 'recipe: .*"pretraining-on-tasks" makes one function of all tasks.*use "pretraining"'
+NO_GRADIENT = (
+    r"stages\.0\.reptile: .*reptile gives no gradient of α: `alpha_learning_rate` must be 0"
+)
 BUNDLED = sorted((Path(__file__).parents[3] / "models").glob("*/recipe.toml"))
 
 
@@ -55,18 +61,35 @@ def test_what_is_no_utf8_is_said_so(tmp_path):
     [
         (("seed = 3", "sead = 3"), r"seed: Field required; sead: Extra inputs"),
         (("groups = 2", 'groups = 2\n[other]\na = 1\n[network.x]\nb = "c"'), "other: Extra inputs"),
-        (("iterations = 3", "iteration = 3"), r"stages\.1\.iterations: Field required"),
-        (("iterations = 3", "iterations = 0"), r"stages\.1\.iterations: .* greater than or equal"),
-        (("[0.1, 0.05]", "[0.1]"), "inner: .*alpha_head must have 2 numbers"),
-        (("[0.01, 0.005]", "[0.01, 0.005, 0.1]"), "inner: .*alpha_network must have 2 numbers"),
+        (
+            ("iterations = 3", "iteration = 3"),
+            r"stages\.1\.first-order-maml\.iterations: Field required",
+        ),
+        (
+            ("iterations = 3", "iterations = 0"),
+            r"stages\.1\.first-order-maml\.iterations: .* greater than or equal",
+        ),
+        (("[0.1, 0.05]", "[0.1, 0.05, 0.1]"), "inner: .*alpha_head must have at most 2 numbers"),
+        (("[0.1, 0.05]", "[]"), r"inner\.alpha_head: .*at least 1 item"),
+        (("[0.01, 0.005]", "[0.1, 0.1, 0.1]"), "inner: .*alpha_network must have at most 2 numb"),
+        (("[0.1, 0.05]", "[0.1, -0.1]"), r"inner\.alpha_head\.1: .* greater than 0"),
+        (META_SGD, "inner: .*alpha_head must have at most 1 number"),
+        (("steps = 2\na", 'steps = 2\nalpha_form = "layer"\na'), r"inner\.alpha_form: .*'step'"),
         (("[0.01, 0.005]", "[0.01, 0.0]"), r"inner\.alpha_network\.1: .* greater than 0"),
-        (("steps = 1\n", "steps = 3\n"), r"no stage may take more than the 2 steps of \[inner\]"),
-        (("ways = [3, 5]", "ways = [1, 5]"), r"stages\.0\.ways: .*begin at two classes"),
-        (("ways = [3, 5]", "ways = [5, 3]"), r"stages\.0\.ways: .*\[least, most\]"),
-        (("shots = [1, 2]", "shots = [0, 2]"), r"stages\.1\.shots: .*1 <= least"),
-        (('algorithm = "maml"', 'algorithm = "anil"'), r"stages\.0\.algorithm: .*'maml'"),
+        (("steps = 1\n", "steps = 0\n"), r"stages\.0\.maml\.steps: "),
+        (("ways = [3, 5]", "ways = [1, 5]"), "recipe: .*`ways` must begin at two classes"),
+        (
+            ("[validation]\nways = 3", "[validation]\nways = 1"),
+            "recipe: .*`ways` must begin at two",
+        ),
+        (("[[figures]]\nways = 4", "[[figures]]\nways = 1"), "recipe: .*`ways` must begin at two"),
+        (("ways = [3, 5]", "ways = [5, 3]"), r"stages\.0\.maml\.ways: .*\[least, most\]"),
+        (("shots = [1, 2]", "shots = [0, 2]"), r"stages\.1\.first-order-maml\.shots: .*1 <= least"),
+        (('algorithm = "maml"', 'algorithm = "mamba"'), r"stages\.0: .*'mamba' .*'maml'"),
+        (("tasks = 2\n", "tasks = 2\ntasks_at_once = 0\n"), r"stages\.0\.maml\.tasks_at_once: "),
         (('"omniglot"', '"imagenet"'), r"data\.distribution: .*'omniglot'"),
-        (('"background/evaluation"', '"mine"'), r"data\.split: .*'1200/423'"),
+        (('"background/evaluation"', '"mine"'), "data: .*split must be one of .*1200/423"),
+        (('"background/evaluation"', '"64/16/20"'), "data: .*split must be one of .*1200/423"),
         (("degrees = 10.0", "degrees = 200.0"), r"data\.of_class\.degrees: .*180"),
         (("every = 2", "every = 0"), r"validation\.every: "),
         (("tasks = 5", "tasks = 1"), r"figures\.1\.tasks: "),
@@ -74,7 +97,11 @@ def test_what_is_no_utf8_is_said_so(tmp_path):
         (("version = 1", "version = 0"), "version: "),
         (("gradient_clip = 10.0", "gradient_clip = 0"), "gradient_clip: "),
         (('"shared-row"', '"shared"'), r"head: .*no head 'shared': use \"shared-row\""),
+        (('"shared-row"', '"fixed-1"'), "head: .*no head 'fixed-1'"),
         (('"shared-row"', '"fixed-5"'), "with the head 'fixed-5' all `ways` must be 5"),
+        (('"shared-row"', '"linear-2"'), "with the head 'linear-2' all `ways` must be 2"),
+        (('"maml"', '"anil"'), "recipe: .*`alpha_network` of \\[inner\\] must be empty"),
+        (("seed = 3", "seed = 3\ninitial = 1"), "initial: .*string"),
     ],
     ids=lambda value: None if isinstance(value, tuple) else value[:30],
 )
@@ -83,6 +110,100 @@ def test_an_invalid_recipe_names_the_field(tmp_path, change, message):
         load(tmp_path, text(change))
     assert str(tmp_path / "recipe.toml") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+REPTILE = """
+iterations = 3
+algorithm = "reptile"
+steps = 2
+ways = [3, 3]
+shots = [4, 4]
+queries = 2
+tasks = 2
+learning_rate = 0.01
+"""
+MAML = REPTILE.replace("reptile", "maml")
+OF_CLASSES = with_stage(REPTILE).replace("shared-row", "fixed-3").replace("ways = 4", "ways = 3")
+
+
+def test_reptile_goes_with_a_head_of_its_own_rows_and_shots_for_all_its_steps():
+    assert recipe(base=OF_CLASSES).stages[0].shots == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "message"),
+    [
+        (OF_CLASSES, ("shots = [4, 4]", "shots = [3, 3]"), REPTILES_SHOTS),
+        (OF_CLASSES, ("shots = [4, 4]", "shots = [2, 4]"), REPTILES_SHOTS),
+        (OF_CLASSES, ("steps = 2\nways", "steps = 3\nways"), REPTILES_SHOTS),
+        (OF_CLASSES, ("fixed-3", "shared-row"), 'recipe: .*"reptile" moves every row of a head'),
+        (OF_CLASSES, ("tasks = 2\n", "tasks = 2\nalpha_learning_rate = 0.1\n"), NO_GRADIENT),
+        (
+            SINUSOID,
+            ('"maml"\n', '"pretraining-on-tasks"\nalpha_learning_rate = 0.1\n'),
+            NO_GRADIENT.replace("reptile", "pretraining-on-tasks"),
+        ),
+        (OF_CLASSES, ('"reptile"', '"pretraining-on-tasks"'), NO_FUNCTION),
+        (SINUSOID, ("linear-1", "shared-row"), "`ways` must begin at two classes"),
+        (SINUSOID, ("linear-1", "linear-2"), "all `ways` must be 2"),
+        (SINUSOID, ("ways = 1\n", "ways = 2\n"), "with the head 'linear-1' all `ways` must be 1"),
+        (SINUSOID, ('"function"', '"cosine"'), "data: .*split must be one of function, oracle"),
+        (
+            OF_CLASSES.replace("fixed-3", "linear-3"),
+            ("seed", "seed"),
+            'the head "linear-1" belongs to the sinusoid, and no other does',
+        ),
+        (
+            SINUSOID.replace("linear-1", "fixed-2").replace("ways = 1", "ways = 2"),
+            ("[1, 1]", "[2, 2]"),
+            'the head "linear-1" belongs to the sinusoid, and no other does',
+        ),
+        (
+            with_stage(PRETRAINING),
+            ("pictures = 6", "pictures = 1"),
+            r"stages\.0\.pretraining\.pictures: .* greater than or equal to 2",
+        ),
+        (
+            with_stage(PRETRAINING),
+            ("pictures = 6", ""),
+            r"stages\.0\.pretraining\.pictures: Field required",
+        ),
+        (
+            with_stage(PRETRAINING),
+            ("[validation]", f"[[stages]]\n{MAML}\n[validation]"),
+            r"recipe: .*needs classes, and a recipe of its own.*`initial`",
+        ),
+        (
+            with_stage(PRETRAINING, SINUSOID),
+            ("seed", "seed"),
+            r"recipe: .*needs classes, and a recipe of its own.*`initial`",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_said_so(tmp_path, base, change, message):
+    with pytest.raises(RecipeError, match=message):
+        load(tmp_path, text(change, base=base))
+
+
+def test_pretraining_draws_no_tasks():
+    tiny = recipe(base=with_stage(PRETRAINING))
+    assert tiny.pretrains
+    assert tiny.task_stages == []
+    assert tiny.iterations == 3
+    assert not recipe().pretrains
+
+
+def test_anil_is_an_empty_alpha_of_the_network():
+    tiny = recipe(('"maml"', '"anil"'), ("[0.01, 0.005]", "[]"))
+    assert tiny.inner.alpha_network == []
+
+
+def test_a_stage_may_take_more_steps_than_there_are_values_of_alpha():
+    assert recipe(("steps = 1\n", "steps = 3\n")).stages[0].steps == 3
+
+
+def test_meta_sgd_has_one_first_value():
+    assert recipe(META_SGD, ("[0.1, 0.05]", "[0.1]")).inner.alpha_form == "parameter"
 
 
 def test_a_fixed_head_goes_with_tasks_of_its_number_of_classes():
@@ -125,6 +246,8 @@ def test_the_digest_ignores_comments_order_and_defaults_written_out():
         ("tasks = 5", "tasks = 6"),
         ("degrees = 10.0", "degrees = 10.5"),
         ("[0.1, 0.05]", "[0.05, 0.1]"),
+        ("seed = 3", 'seed = 3\ninitial = "../other/1"'),
+        ("queries = 3\ntasks = 2", "queries = 3\ntasks = 2\ntasks_at_once = 1"),
     ],
     ids=lambda change: change[1],
 )

@@ -135,9 +135,9 @@ def test_the_meta_gradient_is_the_mean_over_the_tasks_taken_one_by_one():
     for name, value in state.parameters.items():
         torch.testing.assert_close(batched[name], value.grad, rtol=1e-3, atol=1e-5)
     losses = [one.loss.item() for one in lone]
-    accuracies = [one.accuracy.item() for one in lone]
+    accuracies = [one.score.item() for one in lone]
     assert outcome.loss.item() == pytest.approx(sum(losses) / 3, rel=1e-5)
-    assert outcome.accuracy.item() == pytest.approx(sum(accuracies) / 3, abs=1e-6)
+    assert outcome.score.item() == pytest.approx(sum(accuracies) / 3, abs=1e-6)
 
 
 def test_the_gradient_of_an_alpha_that_stays_does_not_cut_that_of_theta():
