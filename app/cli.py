@@ -95,7 +95,7 @@ def train(
 ) -> None:
     """Meta-train θ by a recipe and write the version beside it; started again, it goes on.
 
-    On several GPUs or processes: torchrun --nproc-per-node N -m app train RECIPE.
+    On several GPUs or processes: torchrun --standalone --nproc-per-node N -m -- app train RECIPE
     """
     import torch
 

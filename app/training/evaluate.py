@@ -17,10 +17,10 @@ from app.learning.nearest_class_mean import nearest_class_mean
 from app.learning.outcome import outcome
 from app.learning.tasks import Examples, Task
 
-AT_ONCE_NUMBERS = 2000 * 28 * 28
-"""Numbers of all inputs in one batched computation: enough for it to pay, few enough for memory.
-
-Changing it changes the tasks that a seed draws."""
+DRAWN_AT_ONCE_NUMBERS = 2000 * 28 * 28
+"""Numbers of all inputs drawn at once. Changing it changes the tasks that a seed draws."""
+COMPUTED_AT_ONCE_NUMBERS = 400 * 28 * 28
+"""The same of one batched computation: enough for it to pay, few enough for the CPU's cache."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def evaluate(
     numbers = (
         ways * (shots + queries) * math.prod(source.sample(shape, 1, [0]).query.inputs.shape[2:])
     )
-    at_once = max(1, AT_ONCE_NUMBERS // numbers)
+    drawn_at_once = max(1, DRAWN_AT_ONCE_NUMBERS // numbers)
+    computed_at_once = max(1, COMPUTED_AT_ONCE_NUMBERS // numbers)
     classes = not isinstance(learner.head, LinearHead)
 
     def by_step(task: Task) -> Tensor:
@@ -96,11 +97,11 @@ def evaluate(
     adapted, baseline, done = [], [], 0
     with torch.no_grad():
         while done < tasks:
-            count = min(at_once, tasks - done)
+            count = min(drawn_at_once, tasks - done)
             batch = to_device(source.sample(shape, count, [seed, done]), device)
-            adapted.append(vmap(by_step)(batch).double().cpu())
+            adapted.append(vmap(by_step, chunk_size=computed_at_once)(batch).double().cpu())
             if classes:
-                baseline.append(vmap(nearest)(batch).double().cpu())
+                baseline.append(vmap(nearest, chunk_size=computed_at_once)(batch).double().cpu())
             done += count
             progress(done)
     scores = torch.cat(adapted) * (100 if classes else 1)  # (tasks, steps + 1)

@@ -72,7 +72,7 @@ def nearest_by_hand(task: Task) -> float:
 
 
 def test_the_figures_are_those_of_counting_task_by_task(pool, monkeypatch):
-    monkeypatch.setattr(module, "AT_ONCE_NUMBERS", 5 * 4 * (2 + 3) * 28 * 28)
+    monkeypatch.setattr(module, "DRAWN_AT_ONCE_NUMBERS", 5 * 4 * (2 + 3) * 28 * 28)
     result = measured(pool, tasks=12)
     tasks = lone_tasks(pool, 12, at_once=5)
     accuracies = np.array([[by_hand(task, steps) for steps in range(3)] for task in tasks])
@@ -127,14 +127,14 @@ def test_no_steps_measure_theta_itself(pool):
 
 
 def test_progress_counts_the_tasks_of_all_batches(pool, monkeypatch):
-    monkeypatch.setattr(module, "AT_ONCE_NUMBERS", 5 * 4 * (2 + 3) * 28 * 28)
+    monkeypatch.setattr(module, "DRAWN_AT_ONCE_NUMBERS", 5 * 4 * (2 + 3) * 28 * 28)
     told = []
     measured(pool, tasks=12, progress=told.append)
     assert told == [5, 10, 12]
 
 
 def test_a_task_larger_than_a_batch_is_measured_alone(pool, monkeypatch):
-    monkeypatch.setattr(module, "AT_ONCE_NUMBERS", 1)
+    monkeypatch.setattr(module, "DRAWN_AT_ONCE_NUMBERS", 1)
     told = []
     measured(pool, tasks=3, progress=told.append)
     assert told == [1, 2, 3]
