@@ -10,9 +10,9 @@ import typer
 
 from app.devices import choose_device
 from app.settings import Settings
-from benchmarks.paper.report import write_report
+from benchmarks.paper.report import markdown
 from benchmarks.paper.results import LOG, measure_row, read_results, write_results
-from benchmarks.paper.rows import MODELS, load_rows
+from benchmarks.paper.rows import HERE, MODELS, load_rows
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Names = Annotated[list[str] | None, typer.Argument(help="Models; none: all of them.")]
@@ -57,7 +57,13 @@ def evaluate(
 @cli.command()
 def report() -> None:
     """Write RESULTS.md and its plots from results.json and the logs of the runs."""
-    write_report(load_rows(), read_results())
+    from benchmarks.paper import plots  # needs the extra `bench`
+
+    rows, results = load_rows(), read_results()
+    plots.draw_learning_curves(rows)
+    plots.draw_accuracy_by_step(rows, results)
+    plots.draw_sinusoids()
+    (HERE / "RESULTS.md").write_text(markdown(rows, results), encoding="utf-8")
 
 
 if __name__ == "__main__":

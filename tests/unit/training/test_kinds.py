@@ -15,6 +15,7 @@ from app.learning.inner_loop import adapt
 from app.learning.tasks import Examples, Task
 from app.registry import AccuracyFigure, LoadedModel, Registry
 from app.registry.card import ErrorFigure
+from app.training import job
 from app.training.measure import measure_model
 from app.training.recipe import Measure
 from tests.unit.training.helpers import (
@@ -191,6 +192,18 @@ def test_anil_has_a_rate_for_the_head_alone_and_still_learns_the_network(tmp_pat
             assert torch.equal(phi[name], value), "the inner loop leaves it"
             assert not torch.equal(fresh[name], value), "the outer loop moves it"
     assert not torch.equal(phi["head.weight"], model.theta["head.weight"].expand(3, -1))
+
+
+def test_the_multi_step_loss_is_annealed_over_its_stage(tmp_path, monkeypatch):
+    told, meta_gradient = [], job.meta_gradient
+
+    def listening(*arguments, done, **options):
+        told.append(done)
+        return meta_gradient(*arguments, done=done, **options)
+
+    monkeypatch.setattr(job, "meta_gradient", listening)
+    run(recipe(('"maml"', '"multi-step-maml"')), tmp_path)
+    assert told == [0, 1 / 4, 2 / 4, 3 / 4, 0, 1 / 3, 2 / 3], "of four and of three iterations"
 
 
 def test_the_card_of_meta_sgd_holds_the_means_of_its_rates_and_loads_again(tmp_path):
