@@ -135,6 +135,11 @@ def train(
     except ValueError as error:
         raise RecipeError(f"The recipe's [network] cannot be built: {error}") from error
     _check_fit(recipe, source, world)
+    if recipe.pretrains and learner.transductive and world.size > 1:
+        raise RecipeError(
+            "Batch norm takes its statistics over a process's own part of the pictures: pre-train "
+            "it on one process."
+        )
     initial, sha256 = _initial_theta(recipe, learner, source.input, models_dir / recipe.name)
     job = Job(recipe, learner, source, run_dir, registry, device, world, reporter, sha256)
     state = initial_state(recipe, learner, device, classes=_classes(job), initial=initial)

@@ -227,6 +227,16 @@ class Recipe(_Part):
         return self
 
     @model_validator(mode="after")
+    def _batch_norm_sees_no_padding(self) -> Self:
+        ragged = any(least != most for stage in self.task_stages for least, most in [stage.shots])
+        if ragged and (self.network.model_extra or {}).get("norm") == "batch":
+            raise ValueError(
+                "batch norm would take padding into its statistics: give `shots` as one number, "
+                "like [1, 1]"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _pretraining_stands_alone(self) -> Self:
         if self.pretrains and (self.task_stages or self.data.distribution == "sinusoid"):
             raise ValueError(

@@ -5,7 +5,7 @@ import torch
 
 from app.errors import RecipeError
 from app.training.distributed import World, joined_world
-from tests.unit.training.helpers import Recorder, recipe, run
+from tests.unit.training.helpers import PRETRAINING, Recorder, recipe, run, with_stage
 
 
 @pytest.mark.parametrize("size", range(1, 10))
@@ -52,3 +52,10 @@ def test_a_meta_batch_too_small_for_the_processes_is_refused_before_the_first_it
         run(recipe(), tmp_path, recorder, World(0, 3))
     assert recorder.iterations == []
     assert not (tmp_path / "run").exists()
+
+
+def test_pretraining_with_batch_norm_is_refused_on_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(World, "wait", lambda _: None)
+    tiny = recipe(("groups = 2", 'norm = "batch"'), base=with_stage(PRETRAINING))
+    with pytest.raises(RecipeError, match="pre-train it on one process"):
+        run(tiny, tmp_path, Recorder(), World(0, 2))

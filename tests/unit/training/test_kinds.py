@@ -30,6 +30,7 @@ from tests.unit.training.helpers import (
     with_stage,
 )
 
+SAME_SHOTS = (("shots = [1, 3]", "shots = [2, 2]"), ("shots = [1, 2]", "shots = [2, 2]"))
 BATCH_NORM = ("groups = 2", 'norm = "batch"\nreadout = "mean"\nfeature_norm = false')
 ANIL = [("alpha_network = [0.01, 0.005]", "alpha_network = []")]
 ANIL += [(f'algorithm = "{name}"', 'algorithm = "anil"') for name in ("maml", "first-order-maml")]
@@ -66,7 +67,7 @@ def lone(task: Task, index: int) -> Task:
 
 
 def test_batch_norm_makes_figures_transductive_and_measured_with_a_tasks_whole_query_set(tmp_path):
-    run(recipe(BATCH_NORM), tmp_path)
+    run(recipe(BATCH_NORM, *SAME_SHOTS), tmp_path)
     model = made(tmp_path)
     assert [figure.protocol for figure in model.card.figures] == ["transductive"] * 2
     figure = model.card.figures[0]

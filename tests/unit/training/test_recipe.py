@@ -253,3 +253,8 @@ def test_the_digest_ignores_comments_order_and_defaults_written_out():
 )
 def test_the_digest_tells_recipes_apart(change):
     assert recipe(change).digest() != recipe().digest()
+
+
+def test_batch_norm_with_shots_that_may_be_padded_is_refused():
+    with pytest.raises(ValueError, match=r"padding.*`shots`"):
+        recipe(("groups = 2", 'norm = "batch"'))
