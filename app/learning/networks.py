@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.learning.convolution import convolve, halved
+from app.learning.convolution import convolve, strided
 from app.learning.normalisation import EPSILON, BatchStatisticsNorm, Norm, normalise_last
 
 
@@ -21,7 +21,9 @@ class ConvNet(nn.Module):
     """The convolutional network of few-shot learning: blocks of 3 x 3 convolution, norm and ReLU.
 
     With four blocks of 64 filters this is the network of Vinyals et al. (2016) and Finn et al.
-    (2017). Each block halves the picture, by a stride of two or by 2 x 2 max pooling. `norm` is
+    (2017). Each block halves the picture, by a stride of two or by 2 x 2 max pooling, or leaves its
+    size where its number in `strides` is one. `filters` and `strides` are one number for all blocks
+    or one for each. `norm` is
     "group", over `groups` groups of channels of each example, or "batch", over the whole batch: the
     network is then transductive. The features are the last block's activations or, where `readout`
     is "mean", their means over the positions, normalised over the example where `feature_norm` is
@@ -38,7 +40,8 @@ class ConvNet(nn.Module):
         self,
         input_shape: Sequence[int],
         *,
-        filters: int = 64,
+        filters: int | Sequence[int] = 64,
+        strides: int | Sequence[int] = 2,
         blocks: int = 4,
         groups: int = 8,
         downsample: Literal["stride", "pool"] = "stride",
@@ -50,38 +53,42 @@ class ConvNet(nn.Module):
         _check("downsample", downsample, ("stride", "pool"))
         _check("norm", norm, ("group", "batch"))
         _check("readout", readout, ("flatten", "mean"))
-        if min(filters, blocks, groups) < 1:
+        widths, steps = _each("filters", filters, blocks), _each("strides", strides, blocks)
+        if min(*widths, blocks, groups) < 1:
             raise ValueError("filters, blocks and groups must each be at least 1")
+        if not set(steps) <= {1, 2}:
+            raise ValueError("strides must be 1 or 2")
         channels, height, width = input_shape
         self.strided = downsample == "stride"
+        self.strides = steps
         self.feature_norm = feature_norm
         self.readout = readout
         self.convs: Iterable[nn.Conv2d] = nn.ModuleList(  # type: ignore[assignment]
             nn.Conv2d(
-                channels if block == 0 else filters,
-                filters,
+                before,
+                after,
                 3,
-                2 if self.strided else 1,
+                stride if self.strided else 1,
                 padding=1,
                 bias=norm != "batch",  # which would take it away again
             )
-            for block in range(blocks)
+            for before, after, stride in zip([channels, *widths], widths, steps, strict=False)
         )
         self.norms: Iterable[Norm] = nn.ModuleList(  # type: ignore[assignment]
-            BatchStatisticsNorm(filters)
-            if norm == "batch"
-            else nn.GroupNorm(groups, filters, EPSILON)
-            for _ in range(blocks)
+            BatchStatisticsNorm(width) if norm == "batch" else nn.GroupNorm(groups, width, EPSILON)
+            for width in widths
         )
-        for _ in range(blocks):
+        for stride in steps:
             height, width = (
-                (halved(height), halved(width)) if self.strided else (height // 2, width // 2)
+                (strided(height, stride), strided(width, stride))
+                if self.strided
+                else (height // stride, width // stride)
             )
         if height < 1 or width < 1:
             raise ValueError(
                 f"{blocks} blocks halve a {tuple(input_shape)} input to nothing: use fewer"
             )
-        self.features = filters if readout == "mean" else filters * height * width
+        self.features = widths[-1] * (1 if readout == "mean" else height * width)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Features of each input."""
@@ -91,16 +98,17 @@ class ConvNet(nn.Module):
         return F.layer_norm(features, features.shape[1:]) if self.feature_norm else features
 
     def _plain(self, hidden: Tensor) -> Tensor:
-        for conv, norm in zip(self.convs, self.norms, strict=True):
+        for conv, norm, stride in zip(self.convs, self.norms, self.strides, strict=True):
             hidden = F.relu(norm(conv(hidden)))
-            if not self.strided:
-                hidden = F.max_pool2d(hidden, 2)
+            if not self.strided and stride > 1:
+                hidden = F.max_pool2d(hidden, stride)
         return hidden
 
     def _unfolded(self, hidden: Tensor) -> Tensor:
         hidden = hidden.movedim(1, 3)  # (M, H, W, C)
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            hidden = F.relu(normalise_last(convolve(hidden, conv.weight, conv.bias), norm))
+        for conv, norm, stride in zip(self.convs, self.norms, self.strides, strict=True):
+            hidden = convolve(hidden, conv.weight, conv.bias, stride)
+            hidden = F.relu(normalise_last(hidden, norm))
         return hidden.movedim(3, 1)
 
 
@@ -122,6 +130,13 @@ class Mlp(nn.Module):
         for layer in self.layers:
             hidden = F.relu(layer(hidden))
         return hidden
+
+
+def _each(argument: str, given: int | Sequence[int], blocks: int) -> list[int]:
+    numbers = [given] * max(1, blocks) if isinstance(given, int) else list(given)
+    if len(numbers) != max(1, blocks):
+        raise ValueError(f"{argument} must be one number, or one for each of {blocks} blocks")
+    return numbers
 
 
 def _check(argument: str, given: str, known: Sequence[str]) -> None:

@@ -14,9 +14,10 @@ HOW_TO_RUN = (
     "An input is float32 of the shape in `input`; a picture is made grey (ITU-R BT.601) or RGB, "
     "laid over white, resized by an antialiased bilinear filter with its aspect kept and centred, "
     "divided by 255, and with dark_on_light subtracted from 1. Network `conv`: a block is a 3 x 3 "
-    "convolution with padding 1 (stride 2, or stride 1 and 2 x 2 max pooling at the block's end), "
-    "group norm (eps 1e-5), ReLU; the last activations are flattened by channel, row, column and "
-    "with feature_norm made to have mean 0 and variance 1 (eps 1e-5). Network `mlp`: linear layers "
+    "convolution with padding 1 (its number in `strides` is its stride, or where `downsample` is "
+    "pool the side of max pooling at the block's end), group norm (eps 1e-5), ReLU; the last "
+    "activations are flattened by channel, row, column and with feature_norm made to have mean 0 "
+    "and variance 1 (eps 1e-5). Network `mlp`: linear layers "
     "with ReLU after each. Probabilities: softmax(head.weight @ features + head.bias), by `labels`."
 )
 

@@ -1,6 +1,7 @@
 """Convolution as a matrix product against the library's, and its derivatives under torch.func."""
 
 from collections.abc import Callable
+from functools import partial
 from math import ceil
 
 import pytest
@@ -9,15 +10,15 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.nn import functional as F
 
-from app.learning.convolution import convolve, halved
+from app.learning.convolution import convolve, strided
 
 SIDES = [(6, 6), (5, 5), (5, 8), (8, 5), (3, 2), (2, 2), (1, 1), (1, 4), (5, 1), (2, 1)]
 CHANNELS = [(1, 1), (1, 4), (3, 1), (2, 5)]
 Convolution = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def by_library(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    outputs = F.conv2d(inputs.permute(0, 3, 1, 2), weight, bias, stride=2, padding=1)
+def by_library(inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 2) -> Tensor:
+    outputs = F.conv2d(inputs.permute(0, 3, 1, 2), weight, bias, stride=stride, padding=1)
     return outputs.permute(0, 2, 3, 1)
 
 
@@ -41,20 +42,24 @@ def close(got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize(("before", "after"), CHANNELS)
 @pytest.mark.parametrize("sides", SIDES)
-def test_it_is_the_librarys_convolution_with_the_channels_last(sides, before, after, with_bias):
+def test_it_is_the_librarys_convolution_with_the_channels_last(
+    sides, before, after, with_bias, stride
+):
     inputs, weight, bias = parts_of(sides, before, after)
     bias = bias if with_bias else None
-    outputs = convolve(inputs, weight, bias)
-    assert outputs.shape == (3, ceil(sides[0] / 2), ceil(sides[1] / 2), after)
-    close(outputs, by_library(inputs, weight, bias))
+    outputs = convolve(inputs, weight, bias, stride)
+    assert outputs.shape == (3, ceil(sides[0] / stride), ceil(sides[1] / stride), after)
+    close(outputs, by_library(inputs, weight, bias, stride))
 
 
 @pytest.mark.parametrize("length", range(1, 10))
-def test_a_side_is_halved_and_rounded_up(length):
-    assert halved(length) == ceil(length / 2)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_side_is_divided_by_the_stride_and_rounded_up(length, stride):
+    assert strided(length, stride) == ceil(length / stride)
 
 
 def test_single_precision_stays_single():
@@ -64,13 +69,14 @@ def test_single_precision_stays_single():
     torch.testing.assert_close(outputs, by_library(inputs, weight, bias))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("sides", [(4, 3), (1, 2), (1, 1)])
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_first_and_second_derivatives_are_those_of_finite_differences(sides, before, after):
+def test_first_and_second_derivatives_are_those_of_finite_differences(sides, before, after, stride):
     inputs, weight, bias = parts_of(sides, before, after)
     values = [value.requires_grad_() for value in (inputs[:2].clone(), weight, bias)]
-    assert torch.autograd.gradcheck(convolve, values)
-    assert torch.autograd.gradgradcheck(convolve, values)
+    assert torch.autograd.gradcheck(partial(convolve, stride=stride), values)
+    assert torch.autograd.gradgradcheck(partial(convolve, stride=stride), values)
 
 
 @pytest.mark.parametrize("batched", ["both", "inputs", "weights"])

@@ -67,6 +67,20 @@ def test_papers_network_has_as_many_parameters_as_by_hand():
     assert sum(parameter.numel() for parameter in network.parameters()) == 111_936
 
 
+@pytest.mark.parametrize("downsample", ["stride", "pool"])
+def test_every_block_may_have_its_own_filters_and_stride(downsample):
+    network = ConvNet(
+        (1, 9, 8), filters=[8, 16, 24], strides=[1, 2, 2], blocks=3, downsample=downsample
+    )
+    assert [tuple(conv.weight.shape[:2]) for conv in network.convs] == [(8, 1), (16, 8), (24, 16)]
+    left = (3, 2) if downsample == "stride" else (2, 2)
+    assert network.features == 24 * left[0] * left[1]
+    inputs = torch.rand(4, 1, 9, 8)
+    served = network.eval()(inputs)
+    assert served.shape == (4, network.features)
+    torch.testing.assert_close(network.train()(inputs), served)
+
+
 def test_conv_is_convolution_group_norm_relu_and_then_the_norm_of_the_features():
     network = filled(ConvNet((1, 4, 4), filters=4, blocks=1, groups=2))
     inputs = pictures(2, 1, 4, 4)
@@ -102,6 +116,8 @@ def test_networks_are_built_by_name_with_their_arguments():
         ("conv", {"depth": 4}, "network 'conv': .*'depth'"),
         ("mlp", {"hidden": 64}, "network 'mlp': "),
         ("conv", {"filters": 30}, r"30.*8"),
+        ("conv", {"filters": [8, 8, 8]}, "each of 4 blocks"),
+        ("conv", {"strides": [2, 2, 2, 3]}, "1 or 2"),
         ("conv", {"downsample": "pooling"}, '\'pooling\': use "stride" or "pool"'),
         ("conv", {"groups": 0}, "at least 1"),
         ("conv", {"filters": -8}, "at least 1"),
