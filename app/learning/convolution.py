@@ -56,11 +56,11 @@ class _Unfold(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:  # noqa: ARG004
         pictures, ctx.stride = inputs
-        ctx.size = pictures.shape[1:3]
+        ctx.height, ctx.width = pictures.shape[1:3]
 
     @staticmethod
     def backward(ctx: Any, patches: Tensor) -> tuple[Tensor, None]:
-        return _fold(patches, *ctx.size, ctx.stride), None
+        return _fold(patches, ctx.height, ctx.width, ctx.stride), None
 
     @staticmethod
     def vmap(
@@ -80,7 +80,7 @@ class _Fold(Function):
     @staticmethod
     def forward(patches: Tensor, height: int, width: int, stride: int) -> Tensor:
         examples, rows, columns, _ = patches.shape
-        patches = patches.unflatten(3, (SIDE, SIDE, -1))
+        patches = patches.reshape(*patches.shape[:3], SIDE, SIDE, -1)
         reach = stride * (rows - 1) + SIDE, stride * (columns - 1) + SIDE
         padded = patches.new_zeros(examples, *reach, patches.shape[-1])
         for row in range(SIDE):
