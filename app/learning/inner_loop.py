@@ -69,7 +69,9 @@ def descend(
         ]
         moving = {name: phi[name] for name in names}
         batch = support if minibatches is None else minibatches[step % len(minibatches)]
-        gradient, loss = grad_and_value(_support_loss)(moving, phi, learner, batch, classes)
+        gradient, (_, loss) = grad_and_value(_inner_loss, has_aux=True)(
+            moving, phi, learner, batch, classes
+        )
         if first_order:
             gradient = {name: g.detach() for name, g in gradient.items()}
         phi = {
@@ -101,10 +103,10 @@ def adapt(
     return Adaptation(phis[-1], torch.stack([*losses, final]))
 
 
-def _support_loss(
+def _inner_loss(
     moving: Params, phi: Params, learner: Learner, support: Examples, classes: Tensor
-) -> Tensor:
-    return learner.loss({**phi, **moving}, support, classes)
+) -> tuple[Tensor, Tensor]:
+    return learner.inner_loss({**phi, **moving}, support, classes)
 
 
 def _rate(alpha: Alpha, name: str, step: int, parameter: Tensor) -> Tensor:

@@ -20,9 +20,12 @@ class Learner:
 
     Parameters are a flat dict: "network.<name>" and "head.<name>". The network's own parameters
     only give names, shapes and the first values; they are never read after `initial`.
+
+    The inner loop descends on the loss of outputs divided by `temperature`. Where that is above
+    one, a support set that is answered with certainty still has a gradient for the next step.
     """
 
-    def __init__(self, network: nn.Module, head: Head, features: int):
+    def __init__(self, network: nn.Module, head: Head, features: int, temperature: float = 1.0):
         batch_norms = [
             name for name, module in network.named_modules() if isinstance(module, _BATCH_NORMS)
         ]
@@ -35,6 +38,7 @@ class Learner:
         self.network = network
         self.head = head
         self.feature_size = features
+        self.temperature = temperature
 
     @property
     def transductive(self) -> bool:
@@ -71,8 +75,18 @@ class Learner:
         return heads.logits(phi, self.features(phi, inputs))
 
     def loss(self, phi: Mapping[str, Tensor], examples: Examples, classes: Tensor) -> Tensor:
-        """The inner loss of labelled examples, a scalar: the head's."""
+        """The loss of labelled examples, a scalar: the head's."""
         return self.head.loss(self.logits(phi, examples.inputs), examples, classes)
+
+    def inner_loss(
+        self, phi: Mapping[str, Tensor], examples: Examples, classes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the inner loop descends on, with the temperature, and `loss`."""
+        outputs = self.logits(phi, examples.inputs)
+        loss = self.head.loss(outputs, examples, classes)
+        if self.temperature == 1:
+            return loss, loss
+        return self.head.loss(outputs / self.temperature, examples, classes), loss
 
     def trainable(self, step: int, names: list[str]) -> list[str]:
         """Which of φ's parameters have a gradient in inner step `step`, the first being 0."""

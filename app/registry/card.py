@@ -72,6 +72,8 @@ class Card(BaseModel):
     network: dict[str, Any]
     """`name` and the arguments of the network, as in the recipe."""
     head: str
+    inner_temperature: float = Field(1.0, gt=0)
+    """What logits are divided by in the loss that the inner loop descends on."""
     steps: int = Field(ge=1)
     """Inner steps in testing, and the default of a session."""
     alpha: dict[str, tuple[float, ...]]

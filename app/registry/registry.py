@@ -32,19 +32,22 @@ class LoadedModel:
     alpha: Params
 
 
-def build_learner(spec: InputSpec, network: Mapping[str, object], head: str) -> Learner:
+def build_learner(
+    spec: InputSpec, network: Mapping[str, object], head: str, temperature: float = 1.0
+) -> Learner:
     """The learner that a recipe or a card describes.
 
     Args:
         spec: what one input is.
         network: its `name` and arguments.
         head: the head's name.
+        temperature: of the inner loss.
 
     Raises:
         ValueError: no such network or head, or arguments that it does not take.
     """
     body = build_network(spec.shape, **{str(key): value for key, value in network.items()})  # type: ignore[arg-type]
-    return Learner(body, build_head(head), body.features)
+    return Learner(body, build_head(head), body.features, temperature)
 
 
 class Registry:
@@ -124,7 +127,9 @@ class Registry:
             )
         try:
             tensors = load(content)
-            learner = build_learner(card.input, card.network, card.head)
+            learner = build_learner(
+                card.input, card.network, card.head, card.inner_temperature
+            )
             learner.network.eval()
         except (SafetensorError, TypeError, ValueError) as error:
             raise RegistryError(f"{path} cannot be loaded: {error}") from error

@@ -131,7 +131,9 @@ def train(
     with world.leader_first():  # who downloads and decodes it; the others find it ready
         source = load_source(data.distribution, data.split, data_dir, reporter.loading)
     try:
-        learner = build_learner(source.input, recipe.network.model_dump(), recipe.head)
+        learner = build_learner(
+            source.input, recipe.network.model_dump(), recipe.head, recipe.inner.temperature
+        )
     except ValueError as error:
         raise RecipeError(f"The recipe's [network] cannot be built: {error}") from error
     _check_fit(recipe, source, world)
@@ -354,6 +356,7 @@ def _publish(job: Job, state: State) -> None:
         input=job.source.input,
         network=network_arguments(**recipe.network.model_dump()),
         head=recipe.head,
+        inner_temperature=recipe.inner.temperature,
         steps=recipe.inner.steps,
         alpha={
             name: tuple(value.flatten(1).mean(1).tolist() if value.ndim > 1 else value.tolist())

@@ -90,6 +90,8 @@ class InnerPart(_Part):
     """The same for everything else; empty, the network stays as it is (ANIL)."""
     alpha_form: RateForm = "step"
     """What α has one number for, see `app.learning.learned_rates`."""
+    temperature: Positive = 1.0
+    """What logits are divided by in the inner loss, see `app.learning.learner`."""
 
     @model_validator(mode="after")
     def _alphas_fit_the_steps(self) -> Self:
@@ -273,8 +275,8 @@ class Recipe(_Part):
         return self.model_dump(mode="json")
 
     def digest(self) -> str:
-        """SHA-256 of the recipe's meaning: comments and order do not count."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """SHA-256 of the recipe's meaning: comments, order and what is as it would be do not count."""
+        return hashlib.sha256(self.model_dump_json(exclude_defaults=True).encode()).hexdigest()
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -75,6 +75,7 @@ class SgdRun:
         self.model = nn.Sequential(network, linear)
         self.parameters = {NETWORK + name: p for name, p in network.named_parameters()}
         self.parameters |= {HEAD + "weight": linear.weight, HEAD + "bias": linear.bias}
+        self.temperature = learner.temperature
         self.first_gradient: Params = {}
         self.losses: list[float] = []
 
@@ -85,11 +86,11 @@ class SgdRun:
             for name, group in zip(self.parameters, optimizer.param_groups, strict=True):
                 group["lr"] = rate(name, step)
             optimizer.zero_grad()
-            loss = loop_loss(self.model(support.inputs), support.labels)
-            loss.backward()
+            logits = self.model(support.inputs)
+            loop_loss(logits / self.temperature, support.labels).backward()
             if step == 0:
                 self.first_gradient = {k: p.grad.clone() for k, p in self.parameters.items()}
-            self.losses.append(loss.item())
+            self.losses.append(loop_loss(logits, support.labels).item())
             optimizer.step()
         self.losses.append(loop_loss(self.model(support.inputs), support.labels).item())
 

@@ -47,6 +47,21 @@ def test_shared_row_is_plain_sgd_of_equal_rows_with_their_rate_times_n(shots):
     assert losses.tolist() == pytest.approx(run.losses, abs=1e-10)
 
 
+@pytest.mark.parametrize("head", ["shared-row", "fixed-3"])
+def test_with_a_temperature_it_is_sgd_on_cooler_logits_and_reports_the_loss_without(head):
+    learner = conv_learner(head)
+    learner.temperature = 4.0
+    theta, support = theta_of(learner), examples_of(PICTURE, RAGGED)
+    factor = 3 if head == "shared-row" else 1
+    run = SgdRun(learner, theta, 3)
+    run.train(support, 3, lambda name, step: 0.4 * (factor if name.startswith(HEAD) else 1))
+    phi, losses = adapt(learner, theta, support, existing(3), 0.4, 3)
+    assert_same(phi, run.parameters, to=1e-10)
+    assert losses.tolist() == pytest.approx(run.losses, abs=1e-10)
+    learner.temperature = 1.0
+    assert adapt(learner, theta, support, existing(3), 0.4, 3).support_loss[1] != losses[1]
+
+
 def test_equal_rows_give_the_network_no_gradient_in_the_first_step():
     learner = conv_learner()
     theta, support = theta_of(learner), examples_of(PICTURE, RAGGED)
