@@ -25,12 +25,17 @@ database_cli = typer.Typer(help="The database's schema.", no_args_is_help=True)
 cli.add_typer(models_cli, name="models")
 cli.add_typer(database_cli, name="db")
 
+EVALUATED_WAYS = 5
+
 DeviceOption = Annotated[str, typer.Option(help="auto | cpu | cuda[:n]")]
-DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the data set.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Folder of the data set, or its .npz file.")
+]
 
 
 def main() -> None:
     """Runs the command line. An error of ours is one line and exit status 1, Ctrl-C status 130."""
+    sys.path.append(str(Path.cwd()))  # a recipe's own network is looked for here too, but last
     try:
         cli(standalone_mode=True)
     except InnerloopError as error:
@@ -104,6 +109,7 @@ def train(
     from app.training.job import train as run_job
     from app.training.progress import ConsoleReporter
     from app.training.recipe import load_recipe
+    from app.training.sources import data_folder
 
     settings = _settings()
     wanted = load_recipe(recipe)
@@ -115,7 +121,7 @@ def train(
     ):
         folder = run_job(
             wanted,
-            data_dir=data or settings.data_dir / wanted.data.distribution,
+            data_dir=data_folder(wanted.data, data, recipe.resolve().parent, settings.data_dir),
             run_dir=run or Path("runs") / f"{wanted.name}-{wanted.version}",
             models_dir=recipe.resolve().parent.parent,
             device=own_device,
@@ -129,7 +135,7 @@ def train(
 @cli.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="models/<name>, or models/<name>/<version>.")],
-    ways: Annotated[int, typer.Option(min=1, help="Classes; in regression 1.")] = 5,
+    ways: Annotated[int, typer.Option(min=1, help="Classes; in regression 1.")] = EVALUATED_WAYS,
     shots: Annotated[int, typer.Option(min=1)] = 1,
     queries: Annotated[int, typer.Option(min=1, help="Queries of each class.")] = 15,
     tasks: Annotated[int, typer.Option(min=2)] = 1000,
@@ -180,6 +186,76 @@ def evaluate(
     Console().print(table)
     if not isinstance(report, ErrorFigure):
         typer.echo(f"nearest class mean of θ's features {report.nearest_class_mean:.2f} %")
+        if report.calibration_error is not None and report.outlier_auroc is not None:
+            typer.echo(f"expected calibration error {report.calibration_error:.4f}")
+            typer.echo(f"queries of other classes told by AUROC {report.outlier_auroc:.4f}")
+
+
+@models_cli.command("card")
+def write_card(
+    model: Annotated[Path, typer.Argument(help="models/<name>, or models/<name>/<version>.")],
+    data: DataOption = None,
+) -> None:
+    """Write the model card that a person reads, models/<name>/README.md, and its plots."""
+    from app.training.model_card import write_model_card
+    from app.training.progress import ConsoleReporter
+
+    settings = _settings()
+    with ConsoleReporter() as reporter:
+        file = write_model_card(
+            model, data_root=data, default_root=settings.data_dir, reporter=reporter
+        )
+    typer.echo(f"Wrote {file}")
+
+
+@models_cli.command("new")
+def new_model(
+    name: Annotated[str, typer.Argument(help="The model's name, of a-z, 0-9, - and _.")],
+    data: Annotated[
+        Path, typer.Option("--data", help="Folder that holds a folder of pictures for each class.")
+    ],
+) -> None:
+    """Look at a folder of pictures and write a recipe for it, models/<name>/recipe.toml."""
+    from app.training.new_recipe import new_recipe
+
+    new = new_recipe(name, data, _settings().models_dir)
+    counts = new.found.counts.values()
+    pictures = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    colour = "grey" if new.found.grey else "colour"
+    ground = ", dark on light" if new.found.dark_on_light else ""
+    typer.echo(f"{data}: {len(counts)} classes of {pictures} pictures, {colour}{ground}")
+    if new.left_out:
+        typer.echo(f"Classes with too few pictures for the largest tasks: {new.left_out}")
+    typer.echo(f"Wrote {new.path}: pictures made to fit {new.size} x {new.size}. Next:")
+    typer.echo(f"  innerloop train {new.path}")
+    ways = "" if new.ways == EVALUATED_WAYS else f" --ways {new.ways}"
+    typer.echo(f"  innerloop evaluate {new.path.parent}{ways}")
+
+
+@models_cli.command("calibrate")
+def calibrate_model(
+    model: Annotated[Path, typer.Argument(help="models/<name>, or models/<name>/<version>.")],
+    data: DataOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Fit a version's confidence on its validation classes anew, and write it into its card.
+
+    `innerloop train` does so by itself: this is for versions that have none. θ stays as it is.
+    """
+    from app.devices import choose_device
+    from app.training.measure import calibrate_version
+    from app.training.progress import ConsoleReporter
+
+    settings = _settings()
+    with ConsoleReporter() as reporter:
+        card = calibrate_version(
+            model,
+            data_root=data,
+            default_root=settings.data_dir,
+            device=choose_device(device),
+            reporter=reporter,
+        )
+    typer.echo(f"Wrote the calibration of {card}")
 
 
 @models_cli.command("list")

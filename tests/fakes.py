@@ -14,7 +14,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from app.engine.requests import Adapted, Floats, ModelKey, PhiMissing, SupportSet
+from app.engine.requests import Adapted, Answers, Floats, ModelKey, PhiMissing, SupportSet
 from app.errors import ModelNotFound
 from app.registry.card import AccuracyFigure, Card, InputSpec
 from app.services.views import Example, ImageInput, ValuesInput
@@ -34,7 +34,8 @@ class Call:
 
 @dataclass
 class FakeEngine:
-    """φ is the mean of each class; probabilities are softmax(-‖x - mean‖²).
+    """φ is the mean of each class; probabilities are softmax(-‖x - mean‖²), and an outlier is what
+    is far from all of them.
 
     `failure`: every future raises it. `refusal`: every call raises it at once. `keeps = False`: no
     φ is kept, so that every later use is a miss. `answers = False`: futures stay pending until
@@ -60,7 +61,7 @@ class FakeEngine:
     def stop(self, drain_seconds: float) -> None:
         self.ready = False
 
-    def serves(self, model: ModelKey) -> bool:
+    def serves(self, model: ModelKey, theta_sha256: str | None = None) -> bool:
         return model not in self.unserved
 
     def adapt(
@@ -77,14 +78,14 @@ class FakeEngine:
                     cross_entropy(probabilities(means, support.inputs, step / steps), support)
                     for step in range(steps + 1)
                 ),
-                probabilities=None if query is None else probabilities(means, query),
+                answers=None if query is None else answers(means, query),
             )
 
         return self._future(answer)
 
-    def predict(self, model: ModelKey, phi_key: str, query: Floats) -> Future[Floats]:
+    def predict(self, model: ModelKey, phi_key: str, query: Floats) -> Future[Answers]:
         self.calls.append(Call("predict", model, phi_key, query=query))
-        return self._future(lambda: probabilities(self._kept(phi_key), query))
+        return self._future(lambda: answers(self._kept(phi_key), query))
 
     def weights(self, model: ModelKey, phi_key: str) -> Future[dict[str, Floats]]:
         self.calls.append(Call("weights", model, phi_key))
@@ -139,11 +140,23 @@ def class_means(support: SupportSet) -> Floats:
     )
 
 
+def answers(means: Floats, inputs: Floats) -> Answers:
+    """Probabilities, and 1 - exp(-‖x - mean‖²) of the nearest mean."""
+    with np.errstate(all="ignore"):
+        nearest = distances(means, inputs).min(axis=-1, initial=np.inf)
+        return Answers(probabilities(means, inputs), 1 - np.exp(-nearest))
+
+
+def distances(means: Floats, inputs: Floats) -> Floats:
+    """‖x - mean‖², (N, ways)."""
+    differences = inputs[:, None] - means[None]  # (N, ways, *input_shape)
+    return (differences**2).reshape(len(inputs), len(means), -1).sum(axis=-1)
+
+
 def probabilities(means: Floats, inputs: Floats, sharpness: float = 1.0) -> Floats:
     """softmax(-sharpness ‖x - mean‖²) over the classes, (N, ways)."""
-    differences = inputs[:, None] - means[None]  # (N, ways, *input_shape)
     with np.errstate(all="ignore"):  # huge inputs overflow, here as on a device
-        logits = -sharpness * (differences**2).reshape(len(inputs), len(means), -1).sum(axis=-1)
+        logits = -sharpness * distances(means, inputs)
         exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
@@ -227,9 +240,6 @@ class FakeRegistry:
         if (name, version) not in self._cards:
             raise ModelNotFound(f"model {name!r} has no version {version}")
         return self._cards[name, version]
-
-    def cards(self) -> list[Card]:
-        return [self.latest(name) for name in self.names()]
 
 
 @dataclass

@@ -39,6 +39,7 @@ _PREDICTION = {
     "label": "lying",
     "probability": 0.97,
     "probabilities": {"lying": 0.97, "standing": 0.03},
+    "outlier": 0.04,
 }
 SESSION: dict[str, Any] = {
     "id": SESSION_ID,

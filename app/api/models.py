@@ -6,10 +6,9 @@ from fastapi import APIRouter, Path
 
 from app.api import schemas
 from app.api.openapi import ANY, operation_id, refusals
-from app.api.resources import ResourcesOf
+from app.api.resources import Resources, ResourcesOf
 from app.api.routing import StrictRoute
 from app.errors import ModelNotFound
-from app.registry import Card
 
 router = APIRouter(
     prefix="/v1/models",
@@ -22,8 +21,8 @@ router = APIRouter(
 @router.get("", summary="List models", responses=refusals(ANY))
 def list_models(resources: ResourcesOf) -> schemas.ModelList:
     """The newest version of every model, by name."""
-    cards = [card for card in resources.registry.cards() if _is_served(card)]
-    return schemas.ModelList(data=[_model(resources, card) for card in cards])
+    models = [_model(resources, name) for name in resources.models.names()]
+    return schemas.ModelList(data=models)
 
 
 @router.get("/{name}", summary="Read a model", responses=refusals(ANY, (ModelNotFound,)))
@@ -32,16 +31,9 @@ def read_model(
     resources: ResourcesOf,
 ) -> schemas.Model:
     """The newest version of one model."""
-    card = resources.registry.latest(name)
-    if not _is_served(card):
-        raise ModelNotFound(f"{name!r} is a model of {card.task}: it is not served.")
-    return _model(resources, card)
+    return _model(resources, name)
 
 
-def _is_served(card: Card) -> bool:
-    """Whether the engine could have taken it: one may have been added since the server started."""
-    return card.task == "classification"
-
-
-def _model(resources: ResourcesOf, card: Card) -> schemas.Model:
-    return schemas.Model.of(card, resources.registry.versions(card.name), resources.settings)
+def _model(resources: Resources, name: str) -> schemas.Model:
+    card, versions = resources.models.newest(name), resources.models.versions(name)
+    return schemas.Model.of(card, versions, resources.settings)

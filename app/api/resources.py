@@ -11,7 +11,7 @@ from app.database import Database
 from app.engine import Engine
 from app.errors import DatabaseUnavailable
 from app.registry import Registry
-from app.services import SessionService
+from app.services import ServedModels, SessionService
 from app.settings import Settings
 
 
@@ -23,6 +23,7 @@ class Resources:
     registry: Registry
     database: Database
     engine: Engine
+    models: ServedModels
     sessions: SessionService
 
     @classmethod
@@ -39,8 +40,9 @@ class Resources:
     @classmethod
     def of(cls, settings: Settings, registry: Registry, database: Database, engine: Engine) -> Self:
         """Put given floors together."""
+        models = ServedModels(registry, engine)
         sessions = SessionService(database, engine, registry, settings)
-        return cls(settings, registry, database, engine, sessions)
+        return cls(settings, registry, database, engine, models, sessions)
 
 
 class State(TypedDict):

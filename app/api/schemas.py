@@ -198,6 +198,10 @@ class Prediction(AnswerBody):
     """Its probability, in [0, 1]."""
     probabilities: dict[str, float]
     """Probability by label, over all labels of the session or the `top` most probable."""
+    outlier: float | None
+    """Probability that the input belongs to none of the session's labels, in [0, 1], judged as if
+    half of all inputs did; null where the model was not calibrated. The other probabilities are
+    those of an input that does belong to one."""
 
 
 class Session(AnswerBody):
@@ -293,7 +297,7 @@ class Model(AnswerBody):
     name: str
     version: int
     versions: list[int]
-    """Every version in the registry, the newest last. A session keeps the one it began with."""
+    """Every version that is served, the newest last. A session keeps the one it began with."""
     default: bool
     """Whether a session that names no model gets this one."""
     task: Literal["classification"]

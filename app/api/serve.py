@@ -21,6 +21,7 @@ from app.api.logging import configure
 from app.api.middleware import HEADER, new_request_id
 from app.api.problems import MALFORMED
 from app.api.resources import Resources
+from app.engine import Engine
 from app.settings import Settings
 
 BACKLOG = 2048
@@ -50,6 +51,7 @@ def run(settings: Settings) -> int:
     # uvicorn raises the signal again once it has shut down, for the handler that was there before.
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     configure(settings.log_format)
     with ExitStack() as stack:
         try:
@@ -58,7 +60,7 @@ def run(settings: Settings) -> int:
         except CannotStartError as error:
             print(f"innerloop: {error}", file=sys.stderr)
             return 1
-        code = _serve(create_app(settings, resources), listeners)
+        code = _serve(create_app(settings, resources), listeners, resources.engine)
     if threading.active_count() > 1:
         # The end of the interpreter would abort the process under a thread that computes.
         sys.stdout.flush()
@@ -66,7 +68,7 @@ def run(settings: Settings) -> int:
     return code
 
 
-def _serve(app: FastAPI, listeners: list[socket.socket]) -> int:
+def _serve(app: FastAPI, listeners: list[socket.socket], engine: Engine) -> int:
     for listener in listeners:
         host, port = listener.getsockname()[:2]
         _log.info("listening", host=host, port=port)
@@ -83,7 +85,7 @@ def _serve(app: FastAPI, listeners: list[socket.socket]) -> int:
         timeout_graceful_shutdown=LAST_BYTES_SECONDS,
     )
     try:
-        _DrainingServer(config).run(listeners)
+        _Server(config, engine).run(listeners)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     return 0
@@ -102,15 +104,41 @@ class _Protocol(HttpToolsProtocol):
         self.transport.close()
 
 
-class _DrainingServer(uvicorn.Server):
-    """Drains the application while the port is still open, so that late callers get an answer."""
+class _Server(uvicorn.Server):
+    """Reads the models again on SIGHUP, and answers late callers until it has drained."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine):
+        super().__init__(config)
+        self._engine = engine
+        self._had_terminal = _has_terminal()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and listen for the signal."""
+        await super().startup(sockets)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
+        self._reload()  # for a signal that came before
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain, then close the port and the connections."""
+        """Drain while the port is still open, then close it and the connections."""
         drain = asyncio.create_task(self.lifespan.shutdown())
         while not (drain.done() or self.force_exit):
             await asyncio.wait({drain}, timeout=0.1)
         await super().shutdown(sockets)
+
+    def _hang_up(self) -> None:
+        if self._had_terminal and not _has_terminal():  # it was closed, and this server with it
+            self.handle_exit(signal.SIGTERM, None)
+        else:
+            _log.info("reading the models again")
+            self._reload()
+
+    def _reload(self) -> None:
+        threading.Thread(target=self._engine.reload, name="reload", daemon=True).start()
+
+
+def _has_terminal() -> bool:
+    """Whether standard input, output or error is a terminal."""
+    return any(os.isatty(number) for number in range(3))
 
 
 def _build(settings: Settings) -> Resources:

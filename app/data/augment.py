@@ -1,12 +1,16 @@
 """Random affine deformation of pictures."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+
+Outside = Literal["zeros", "reflection"]
+"""What lies outside a picture: the ground of drawings, or for photographs the picture mirrored."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +36,13 @@ def deformations(
     return (by_picture @ by_class)[..., :2, :]
 
 
-def deform(images: Tensor, matrices: NDArray[np.float32]) -> Tensor:
-    """Pictures (B, N, K, C, H, W), each deformed by its matrix.
-
-    What moves in from outside is 0, the ground of drawings. Pictures are sampled bilinearly, once.
-    """
+def deform(images: Tensor, matrices: NDArray[np.float32], outside: Outside = "zeros") -> Tensor:
+    """Pictures (B, N, K, C, H, W), each deformed by its matrix and sampled bilinearly, once."""
     flat = images.flatten(0, 2)
     by_picture = torch.from_numpy(matrices.reshape(-1, 2, 3))
     grid = F.affine_grid(by_picture, list(flat.shape), align_corners=False)
-    return F.grid_sample(flat, grid, align_corners=False).reshape(images.shape)
+    moved = F.grid_sample(flat, grid, padding_mode=outside, align_corners=False)
+    return moved.reshape(images.shape)
 
 
 def _matrices(

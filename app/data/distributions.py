@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Protocol
 
 from app.data import mini_imagenet, omniglot
-from app.data.pools import WHOLE, Augmentation, ClassPool, TaskShape, data_digest
+from app.data.pools import WHOLE, Augmentation, Pool, TaskShape, data_digest
 from app.data.sinusoid import Sinusoids
+from app.data.split import PARTS
 from app.errors import DataError
 from app.learning.tasks import Task
 from app.registry.card import InputSpec
 
-PARTS = ("train", "validation", "test")
 SPLITS = {
     "omniglot": ("background/evaluation", "1200/423"),
     "mini-imagenet": ("64/16/20",),
@@ -33,7 +33,7 @@ class Distribution(Protocol):
         augmentation: Augmentation | None = None,
         part: slice = WHOLE,
     ) -> Task:
-        """Draws a batch of tasks; see `app.data.pools.ClassPool.sample`."""
+        """Draws a batch of tasks; see `app.data.pools.Pool.sample`."""
 
     def most_queries(self, shots: int) -> int:
         """How many queries of a class there are beside its shots."""
@@ -70,7 +70,7 @@ def load_source(
         sinusoids = Sinusoids(oracle=split == "oracle")
         digest = hashlib.sha256(repr(sinusoids).encode()).hexdigest()
         return Source(sinusoids.input, dict.fromkeys(PARTS, sinusoids), digest)
-    pools: dict[str, ClassPool]
+    pools: Mapping[str, Pool]
     if distribution == "omniglot":
         spec, pools = omniglot.INPUT, omniglot.load_omniglot(folder, split, progress)
     else:

@@ -49,7 +49,7 @@ def decode_image(data: bytes, spec: InputSpec, max_pixels: int) -> NDArray[np.ui
         ValueError: with a message for the caller, where the file is of another format, broken,
             truncated or larger than `max_pixels`.
     """
-    image = _open(data)
+    image = open_image(data)
     if image.width * image.height > max_pixels:
         raise ValueError(
             f"the picture has {image.width} x {image.height} pixels, at most {max_pixels} in all "
@@ -97,11 +97,14 @@ def to_float(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.divide(images, 255, dtype=np.float32)
 
 
-def _open(data: bytes) -> ImageFile:
+def open_image(data: bytes) -> ImageFile:
     """Read the header of a picture, by its signature.
 
     Not by `Image.open`, which warns of large pictures by its own limit, tries every known format
     in turn, and so costs more than decoding a small picture.
+
+    Raises:
+        ValueError: as `decode_image`.
     """
     opener: type[ImageFile]
     if data.startswith(b"\x89PNG\r\n\x1a\n"):

@@ -5,10 +5,10 @@ Found in a folder as pictures and the three released lists, and decoded once to 
 """
 
 import csv
-import fcntl
 import hashlib
-import json
 import os
+from collections.abc import Iterator
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.data.cache import OtherContents, Progress, make_cache, open_cache, silent
 from app.data.images import prepare_image
-from app.data.omniglot import Progress, _silent
 from app.data.pools import ClassPool
 from app.errors import DataError
-from app.files import write_atomically
 from app.registry.card import InputSpec
 
 INPUT = InputSpec(kind="image", shape=(3, 84, 84), dark_on_light=False)
@@ -35,7 +34,7 @@ Classes = dict[str, list[str]]
 """File names by label; both are sorted."""
 
 
-def load_mini_imagenet(folder: Path, progress: Progress = _silent) -> dict[str, ClassPool]:
+def load_mini_imagenet(folder: Path, progress: Progress = silent) -> dict[str, ClassPool]:
     """The pools `train`, `validation` and `test`, of 64, 16 and 20 classes where all is released.
 
     The pictures, JPEG or PNG, may lie anywhere below the folder: they are found by the file names
@@ -64,7 +63,13 @@ def load_mini_imagenet(folder: Path, progress: Progress = _silent) -> dict[str, 
     if missing:
         pictures = _find_pictures(folder, missing)
         for part, classes in missing.items():
-            _make_cache(folder, part, classes, pictures, progress)
+            make_cache(
+                _cache(folder, part),
+                _contents(classes),
+                folder / LOCK,
+                _cache(folder, part).exists,
+                partial(_decode_classes, part, classes, pictures, progress),
+            )
             pools[part] = _open_cache(folder, part, classes)
     return {part: pools[part] for part in lists}
 
@@ -158,71 +163,27 @@ def _contents(classes: Classes) -> dict[str, Any]:
 
 def _open_cache(folder: Path, part: str, classes: Classes) -> ClassPool:
     """Maps a cache into memory, (classes, pictures, 3, 84, 84), where it is the one of its list."""
-    cache, expected = _cache(folder, part), _contents(classes)
-    beside = cache.with_suffix(".json")
+    cache = _cache(folder, part)
     try:
-        if json.loads(beside.read_bytes()) != expected:
-            raise ValueError(f"{beside.name} is of another list than {LISTS[part]}")
-        images = np.lib.format.open_memmap(cache, mode="r")
-        if list(images.shape) != expected["shape"] or images.dtype != np.uint8:
-            raise ValueError(f"it holds {images.shape} of {images.dtype}")
-        if not images.flags.c_contiguous or images.offset + images.nbytes != cache.stat().st_size:
-            raise ValueError("its bytes are not laid out as they were written")
-    except Exception as error:  # a parser of headers may raise anything on broken bytes
+        images = open_cache(cache, _contents(classes))
+    except Exception as error:
+        reason = (
+            f"of another list than {LISTS[part]}" if isinstance(error, OtherContents) else error
+        )
         raise DataError(
-            f"{cache} is broken or does not fit ({error}): delete it, it will be made again from "
+            f"{cache} is broken or does not fit ({reason}): delete it, it will be made again from "
             "the pictures"
         ) from error
     return ClassPool(images, tuple(classes))
 
 
-def _make_cache(
-    folder: Path, part: str, classes: Classes, pictures: dict[str, Path], progress: Progress
-) -> None:
-    """Decodes a part to its cache, which is there whole or not at all.
-
-    Jobs that start together decode once: one does and the others wait for it. What a killed job
-    left is overwritten.
-    """
-    cache, contents = _cache(folder, part), _contents(classes)
-    temporary = folder / f".{cache.name}.part"
-    try:
-        with (folder / LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if cache.exists():
-                return
-            try:
-                _decode_classes(temporary, part, classes, pictures, progress)
-                # First what it holds, then the cache: a cache alone would be taken for broken.
-                write_atomically(cache.with_suffix(".json"), json.dumps(contents).encode())
-                temporary.replace(cache)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise DataError(
-            f"{cache} cannot be written ({error}): it is too large to decode each time, so allow "
-            f"writing into {folder} and make room for {np.prod(contents['shape']) / 1e6:,.0f} MB"
-        ) from error
-
-
 def _decode_classes(
-    target: Path, part: str, classes: Classes, pictures: dict[str, Path], progress: Progress
-) -> None:
-    """Writes the pictures of all classes to a .npy file.
-
-    Not into a memory map, where a full disk kills the process by a signal instead of raising.
-    """
-    shape = tuple(_contents(classes)["shape"])
-    with target.open("wb") as file:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": "|u1", "fortran_order": False, "shape": shape}
-        )
-        for done, names in enumerate(classes.values(), start=1):
-            file.write(np.stack([_decode(pictures[name]) for name in names]).tobytes())
-            progress(f"Decoding {part}", done, len(classes))
-        file.flush()
-        os.fsync(file.fileno())
+    part: str, classes: Classes, pictures: dict[str, Path], progress: Progress
+) -> Iterator[NDArray[np.uint8]]:
+    """The pictures of each class, (pictures, 3, 84, 84)."""
+    for done, names in enumerate(classes.values(), start=1):
+        yield np.stack([_decode(pictures[name]) for name in names])
+        progress(f"Decoding {part}", done, len(classes))
 
 
 def _decode(path: Path) -> NDArray[np.uint8]:

@@ -6,7 +6,7 @@ where it is neither, and decoded once to a compact cache of 28 x 28 bytes a draw
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.data.cache import Progress, silent
 from app.data.images import prepare_image
 from app.data.pools import ClassPool
 from app.errors import DataError
@@ -35,15 +36,8 @@ CACHE = "omniglot-28x28.npz"
 _BROKEN = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
 """What reading a broken zip file may raise."""
 
-Progress = Callable[[str, int, int], None]
-"""Told of a name, how much is done and how much there is (0 where unknown)."""
 
-
-def _silent(name: str, done: int, total: int) -> None:
-    """Tells nobody."""
-
-
-def load_omniglot(folder: Path, split: str, progress: Progress = _silent) -> dict[str, ClassPool]:
+def load_omniglot(folder: Path, split: str, progress: Progress = silent) -> dict[str, ClassPool]:
     """The pools `train`, `validation` and `test` of a split.
 
     `background/evaluation`: the 30 background alphabets, 64 characters of which are held out for

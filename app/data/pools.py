@@ -1,15 +1,17 @@
 """Pools of classes, and few-shot tasks drawn from them by seed."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.data.augment import Jitter, deform, deformations
+from app.data.augment import Jitter, Outside, deform, deformations
 from app.data.images import to_float
 from app.errors import DataError
 from app.learning.tasks import Examples, Task
@@ -17,6 +19,9 @@ from app.learning.tasks import Examples, Task
 WHOLE = slice(None)
 SYMMETRIES = 8
 """Turns by 90 degrees, plain and mirrored."""
+
+Stored = NDArray[Any]
+"""Pictures as uint8, or what is no picture as float32, which a network sees as it is."""
 
 
 @dataclass(frozen=True)
@@ -34,24 +39,50 @@ class Augmentation:
 
     With `symmetries` a class is turned by a multiple of 90 degrees and perhaps mirrored, which
     makes eight classes of one; `of_class` deforms all pictures of a class in a task alike,
-    `of_picture` each by itself.
+    `of_picture` each by itself. `outside` is what then moves into a picture.
     """
 
     symmetries: bool
     of_class: Jitter
     of_picture: Jitter
+    outside: Outside = "zeros"
 
 
-@dataclass(frozen=True)
-class ClassPool:
-    """Classes of equally many pictures: `images` (classes, pictures, C, H, W) uint8."""
+class Pool(ABC):
+    """Classes of pictures that tasks are drawn from."""
 
-    images: NDArray[np.uint8]
     names: tuple[str, ...]
 
+    @abstractmethod
+    def counts(self) -> NDArray[np.int64]:
+        """Pictures of each class, (classes,)."""
+
+    @abstractmethod
+    def take(self, classes: NDArray[np.int64], numbers: NDArray[np.int64]) -> Stored:
+        """The pictures (..., C, H, W) of these numbers within these classes."""
+
+    @abstractmethod
+    def contents(self) -> Iterator[NDArray[np.generic]]:
+        """All that makes the pool what it is beside its names, in contiguous pieces."""
+
+    @abstractmethod
+    def symmetric(self) -> Self:
+        """The pool in which each class stands eight times, once in every symmetry of the square."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one picture, (C, H, W)."""
+        first = np.zeros(1, np.int64)
+        return self.take(first, first).shape[1:]
+
     def most_queries(self, shots: int) -> int:
-        """How many queries of a class there are beside its shots."""
-        return int(self.images.shape[1]) - shots
+        """How many queries there are beside its shots of every class that has any."""
+        counts = self.counts()
+        return int(counts.min(where=counts > shots, initial=counts.max())) - shots
+
+    def most_ways(self, pictures: int) -> int:
+        """How many classes have at least so many pictures."""
+        return int((self.counts() >= pictures).sum())
 
     def sample(
         self,
@@ -65,7 +96,8 @@ class ClassPool:
 
         One number of ways and one range of shots is drawn for the whole batch; the shots of a class
         within that range may differ, and the support sets are then padded. Classes of a task come
-        from different entries of the pool, pictures within a class without replacement.
+        from different entries of the pool, those that have pictures for the most shots of the batch
+        and the queries; pictures within a class are drawn without replacement.
 
         Args:
             shape: the range of sizes.
@@ -78,25 +110,21 @@ class ClassPool:
             A task whose tensors have a leading dimension B; inputs are float32 in [0, 1].
 
         Raises:
-            DataError: the pool has too few classes, or its classes too few pictures.
+            DataError: the pool has too few classes with as many pictures.
         """
         rng = np.random.default_rng(list(seed))
-        classes, pictures = self.images.shape[:2]
-        if shape.ways[1] > classes or shape.shots[1] + shape.queries > pictures:
-            raise DataError(
-                f"tasks of {shape.ways[1]} classes with {shape.shots[1]} + {shape.queries} "
-                f"pictures cannot be drawn from {classes} classes of {pictures}: ask for smaller "
-                "tasks"
-            )
+        self._check_size(shape)
+        counts = self.counts()
         ways = int(rng.integers(shape.ways[0], shape.ways[1] + 1))
         most = int(rng.integers(shape.shots[0], shape.shots[1] + 1))
         shots = rng.integers(shape.shots[0], most + 1, size=(tasks, ways))
         shots[:, 0] = most  # one class has them all, so that padding is never more than needed
-        drawn = np.stack([rng.permutation(classes)[:ways] for _ in range(tasks)])  # (B, N)
         count = most + shape.queries
-        order = rng.permuted(np.tile(np.arange(pictures), (tasks, ways, 1)), axis=-1)[..., :count]
+        able = np.flatnonzero(counts >= count)
+        drawn = np.stack([able[rng.permutation(len(able))[:ways]] for _ in range(tasks)])  # (B, N)
+        order = _orders(rng, counts, drawn)[..., :count]
         varied = _Variation(rng, augmentation, (tasks, ways), count)
-        images = self.images[drawn[part, :, None], order[part]]  # (B, N, K + Q, C, H, W)
+        images = self.take(drawn[part, :, None], order[part])  # (B, N, K + Q, C, H, W)
         inputs = varied(images, part)
         present = np.arange(most) < shots[part, :, None]  # (B, N, K)
         queries = torch.ones(len(inputs), ways, shape.queries, dtype=torch.bool)
@@ -122,17 +150,99 @@ class ClassPool:
             part: which of the pictures to return.
         """
         rng = np.random.default_rng(list(seed))
-        classes, pictures = self.images.shape[:2]
-        drawn = rng.integers(classes, size=(count, 1))
-        which = rng.integers(pictures, size=(count, 1))
+        drawn = rng.integers(len(self.names), size=(count, 1))
+        which = rng.integers(self.counts()[drawn])
         varied = _Variation(rng, augmentation, (count, 1), 1)
-        inputs = varied(self.images[drawn[part], which[part], None], part)
+        inputs = varied(self.take(drawn[part, :, None], which[part, :, None]), part)
         labels = torch.from_numpy(drawn * varied.per_class + varied.symmetry)[part, 0]
         return Examples(inputs[:, 0, 0], labels, torch.ones(len(labels), dtype=torch.bool))
 
     def augmented_classes(self, augmentation: Augmentation) -> int:
         """How many classes there are when symmetries count as classes."""
         return len(self.names) * (SYMMETRIES if augmentation.symmetries else 1)
+
+    def _check_size(self, shape: TaskShape) -> None:
+        able = self.most_ways(shape.shots[1] + shape.queries)
+        if shape.ways[1] > able:
+            least, most = self.counts().min(), self.counts().max()
+            has = f"{len(self.names)} classes of {least}"
+            if least < most:
+                has += f" to {most}, {able} of which have as many"
+            raise DataError(
+                f"tasks of {shape.ways[1]} classes with {shape.shots[1]} + {shape.queries} "
+                f"examples cannot be drawn from {has}: ask for smaller tasks"
+            )
+
+
+@dataclass(frozen=True)
+class ClassPool(Pool):
+    """Classes of equally many pictures: `images` (classes, pictures, C, H, W) uint8."""
+
+    images: NDArray[np.uint8]
+    names: tuple[str, ...]
+
+    def counts(self) -> NDArray[np.int64]:
+        """Pictures of each class, (classes,)."""
+        classes, pictures = self.images.shape[:2]
+        return np.full(classes, pictures)
+
+    def take(self, classes: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The pictures (..., C, H, W) of these numbers within these classes."""
+        return self.images[classes, numbers]
+
+    def contents(self) -> Iterator[NDArray[np.generic]]:
+        """The pictures."""
+        yield np.ascontiguousarray(self.images)
+
+    def symmetric(self) -> Self:
+        """The pool in which each class stands eight times, once in every symmetry of the square."""
+        images = np.tile(self.images, (SYMMETRIES, 1, 1, 1, 1))
+        choice = np.arange(SYMMETRIES).repeat(len(self.names))
+        return replace(
+            self, images=_symmetries(images[None], choice[None])[0], names=_eightfold(self.names)
+        )
+
+
+@dataclass(frozen=True)
+class RaggedPool(Pool):
+    """Classes that differ in their number of pictures.
+
+    `images` (all pictures, C, H, W) uint8, or in place of pictures float32 of any shape; those of
+    class n are `sizes[n]` from `starts[n]` on.
+    """
+
+    images: Stored
+    names: tuple[str, ...]
+    starts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    def counts(self) -> NDArray[np.int64]:
+        """Pictures of each class, (classes,)."""
+        return self.sizes
+
+    def take(self, classes: NDArray[np.int64], numbers: NDArray[np.int64]) -> Stored:
+        """The pictures (..., C, H, W) of these numbers within these classes."""
+        images: Stored = self.images[self.starts[classes] + numbers]
+        return images
+
+    def contents(self) -> Iterator[NDArray[np.generic]]:
+        """How many pictures each class has, and then the pictures."""
+        yield self.sizes
+        for start, size in zip(self.starts, self.sizes, strict=True):
+            yield np.ascontiguousarray(self.images[start : start + size])
+
+    def symmetric(self) -> Self:
+        """The pool in which each class stands eight times, once in every symmetry of the square."""
+        own = np.concatenate(list(self.contents())[1:])
+        eight = np.broadcast_to(own, (1, SYMMETRIES, *own.shape))
+        sizes = np.tile(self.sizes, SYMMETRIES)
+        return replace(
+            self,
+            images=_symmetries(eight, np.arange(SYMMETRIES)[None])[0].reshape(-1, *own.shape[1:]),
+            names=_eightfold(self.names),
+            starts=sizes.cumsum() - sizes,
+            sizes=sizes,
+        )
 
 
 class _Variation:
@@ -151,27 +261,44 @@ class _Variation:
             rng.integers(SYMMETRIES, size=classes) if symmetries else np.zeros(classes, int)
         )
         still = augmentation is None or augmentation.of_class == augmentation.of_picture == Jitter()
+        self._outside: Outside = "zeros" if augmentation is None else augmentation.outside
         self._matrices = (
             None
             if augmentation is None or still
             else deformations(rng, augmentation.of_class, augmentation.of_picture, (*classes, each))
         )
 
-    def __call__(self, images: NDArray[np.uint8], part: slice) -> Tensor:
+    def __call__(self, images: Stored, part: slice) -> Tensor:
         """The pictures (B, N, K, C, H, W) of a part of the batch, varied, float32 in [0, 1]."""
         if self.per_class > 1:
             images = _symmetries(images, self.symmetry[part])
-        inputs = torch.from_numpy(to_float(images))
-        return inputs if self._matrices is None else deform(inputs, self._matrices[part])
+        inputs = torch.from_numpy(to_float(images) if images.dtype == np.uint8 else images)
+        if self._matrices is None:
+            return inputs
+        return deform(inputs, self._matrices[part], self._outside)
 
 
-def data_digest(pools: Mapping[str, ClassPool]) -> str:
+def data_digest(pools: Mapping[str, Pool]) -> str:
     """SHA-256 over the names and pictures of all pools, in order."""
     digest = hashlib.sha256()
     for part in sorted(pools):
         digest.update("\0".join((part, *pools[part].names)).encode())
-        digest.update(np.ascontiguousarray(pools[part].images).data)
+        for piece in pools[part].contents():
+            digest.update(piece.data)
     return digest.hexdigest()
+
+
+def _eightfold(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{name} {symmetry}" for symmetry in range(SYMMETRIES) for name in names)
+
+
+def _orders(
+    rng: np.random.Generator, counts: NDArray[np.int64], drawn: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The pictures of each drawn class (B, N) in random order: its own first, (B, N, most)."""
+    order = rng.permuted(np.tile(np.arange(counts.max()), (*drawn.shape, 1)), axis=-1)
+    missing = order >= counts[drawn][..., None]
+    return np.take_along_axis(order, missing.argsort(axis=-1, kind="stable"), axis=-1)
 
 
 def _examples(inputs: torch.Tensor, mask: torch.Tensor) -> Examples:

@@ -42,7 +42,7 @@ class Sinusoids:
         augmentation: Augmentation | None = None,  # noqa: ARG002 - there is nothing to vary
         part: slice = WHOLE,
     ) -> Task:
-        """Draws a batch of tasks, as `app.data.pools.ClassPool.sample` does.
+        """Draws a batch of tasks, as `app.data.pools.Pool.sample` does.
 
         Returns:
             A task of one output; inputs (B, K, 1), or (B, K, 3) for the oracle, and targets

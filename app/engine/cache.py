@@ -3,6 +3,8 @@
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from app.learning.heads import Params
 
 
@@ -12,11 +14,16 @@ class Phi:
 
     parameters: Params
     ways: int
+    means: Tensor
+    """Mean feature vectors of the classes by φ (rows, D)."""
+    size: Tensor
+    """log N and log K, see `app.learning.calibration.task_size`."""
 
     @property
     def bytes(self) -> int:
         """Size on the device."""
-        return sum(value.numel() * value.element_size() for value in self.parameters.values())
+        held = (*self.parameters.values(), self.means, self.size)
+        return sum(value.numel() * value.element_size() for value in held)
 
 
 class PhiCache:

@@ -5,16 +5,18 @@ import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import structlog
 
 from app.devices import choose_device
 from app.engine.cache import PhiCache
 from app.engine.compute import BATCH_EXAMPLES, LEAST_SUPPORT, Computer, padded
+from app.engine.guest import Guest
 from app.engine.queue import Entry, WorkQueue
-from app.engine.requests import Adapted, Floats, ModelKey, PhiMissing, SupportSet
-from app.errors import Draining, EngineFailed, NotReady, RegistryError
+from app.engine.requests import Adapted, Answers, Floats, ModelKey, PhiMissing, SupportSet
+from app.errors import Draining, EngineFailed, NotReady, RegistryError, Unavailable
 from app.registry import LoadedModel, Registry
 from app.settings import Settings
 
@@ -22,6 +24,8 @@ FAILURES_IN_A_ROW = 3
 """After so many requests in a row that failed even alone, the device is taken for broken."""
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,13 @@ class _Predict:
 @dataclass(frozen=True)
 class _Export:
     pass
+
+
+@dataclass(frozen=True)
+class _Chore:
+    """What the device's thread does between two batches, for no request."""
+
+    do: Callable[[], Any]
 
 
 @dataclass
@@ -67,6 +78,7 @@ class Engine:
             RegistryError: a model on disk is broken, or none that can answer requests.
             DeviceError: the device is not there.
         """
+        self._registry = registry
         self._settings = settings
         self._device = choose_device(settings.device)
         self._models = {
@@ -83,6 +95,7 @@ class Engine:
         self._counts = _Counts()
         self._warm = threading.Event()
         self._failure: EngineFailed | None = None
+        self._reloading = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -95,13 +108,32 @@ class Engine:
         """Whether the device is broken; only a restart helps."""
         return self._failure is not None
 
-    def serves(self, model: ModelKey) -> bool:
-        """Whether the engine holds this version."""
-        return model in self._models
+    def serves(self, model: ModelKey, theta_sha256: str | None = None) -> bool:
+        """Whether the engine holds this version, and of this θ where one is given."""
+        held = self._models.get(model)
+        return held is not None and theta_sha256 in (None, held.card.theta_sha256)
 
     def start(self) -> None:
         """Starts the device's thread, which warms every shape first."""
         self._thread.start()
+
+    def reload(self) -> None:
+        """Takes in what is new or changed in the registry, while requests are served as before.
+
+        A version is served once every shape of it is warm. One that is broken or cannot be served
+        is logged, and changes nothing. Blocks until all is done, or the engine is stopped; a call
+        during another one looks again after it.
+        """
+        with self._reloading:
+            for name in self._registry.names():
+                for version in self._registry.versions(name):
+                    try:
+                        self._take_in(ModelKey(name, version))
+                    except Unavailable:
+                        return  # the engine was stopped, or its device is broken
+                    except Exception as error:  # whatever it is, the other versions are served
+                        folder = self._registry.folder(name, version)
+                        log.error("a version is left out", folder=str(folder), reason=str(error))
 
     def stop(self, drain_seconds: float) -> None:
         """Takes no more requests, serves those that wait for so long, and fails what is left."""
@@ -132,8 +164,8 @@ class Engine:
             model, phi_key, _Adapt(support, steps, query), ("adapt", size, steps), cost
         )
 
-    def predict(self, model: ModelKey, phi_key: str, query: Floats) -> Future[Floats]:
-        """Probabilities (Q, ways) of queries (Q, *input_shape), by the φ kept under `phi_key`.
+    def predict(self, model: ModelKey, phi_key: str, query: Floats) -> Future[Answers]:
+        """Answers queries (Q, *input_shape) by the φ kept under `phi_key`.
 
         The future raises PhiMissing where the cache has no such φ (any more).
 
@@ -179,12 +211,35 @@ class Engine:
             raise NotReady("The device is warming up; try again shortly.", retry_after_seconds=2)
         if model not in self._models:
             raise NotReady(
-                f"{model.name} version {model.version} came after this server started; "
-                "restart it, or try again on another."
+                f"{model.name} version {model.version} came after this server last read its "
+                "models: try again on another, or once it has read them again."
             )
         entry = Entry(model, phi_key, work, (model, kind), cost)
         self._queue.put(entry)
         return entry.future
+
+    def _take_in(self, key: ModelKey) -> None:
+        """Loads and warms a version, unless the engine holds it as it is on disk."""
+        held = self._models.get(key)
+        if held is not None and held.card == self._registry.card(key.name, key.version):
+            return
+        began = time.monotonic()
+        model = self._registry.load(key.name, key.version)
+        _check_served(model)
+        guest = self._on_device(partial(self._guest, model))
+        for size in self._sizes():
+            guest.warm(size, self._settings.batch_limit)
+        self._computers[key] = self._on_device(partial(self._computer, model))
+        self._models[key] = model
+        seconds = round(time.monotonic() - began, 2)
+        log.info("a version is served", model=key.name, version=key.version, seconds=seconds)
+
+    def _on_device(self, do: Callable[[], T]) -> T:
+        """Has the device's thread do something, and waits for it."""
+        chore = Entry(ModelKey("", 0), "", _Chore(do), object(), 0)
+        self._queue.put(chore, beyond_limit=True)
+        result: T = chore.future.result()
+        return result
 
     def _run(self) -> None:
         """The device's thread. However it ends, nobody is left waiting."""
@@ -194,6 +249,9 @@ class Engine:
                 return
             self._warm.set()
             while batch := self._queue.next_batch(self._settings.batch_limit, BATCH_EXAMPLES):
+                if isinstance(batch[0].work, _Chore):
+                    self._do(batch[0])
+                    continue
                 self._counts.requests += len(batch)
                 self._work_off(batch)
                 if self._counts.in_a_row >= FAILURES_IN_A_ROW:
@@ -214,17 +272,35 @@ class Engine:
             Whether it came to its end: False where the engine was stopped before it was ready.
         """
         began = time.monotonic()
-        sizes, most = [LEAST_SUPPORT], padded(self._settings.max_support)
-        while sizes[-1] < most:
-            sizes.append(2 * sizes[-1])
         for key, model in self._models.items():
-            self._computers[key] = Computer(model, self._device, self._settings.max_classes)
-            for size in sizes:
+            self._computers[key] = self._computer(model)
+            for size in self._sizes():
                 if self._queue.closed:
                     return False
                 self._computers[key].warm(size, self._settings.batch_limit)
         log.info("the device is warm", seconds=round(time.monotonic() - began, 2))
         return True
+
+    def _computer(self, model: LoadedModel) -> Computer:
+        model.learner.to(self._device)
+        return Computer(model, self._device, self._settings.max_classes)
+
+    def _guest(self, model: LoadedModel) -> Guest:
+        model.learner.to(self._device)
+        return Guest(model, self._device, self._settings.max_classes, self._on_device)
+
+    def _sizes(self) -> list[int]:
+        """Every padded size of a support set."""
+        sizes, most = [LEAST_SUPPORT], padded(self._settings.max_support)
+        while sizes[-1] < most:
+            sizes.append(2 * sizes[-1])
+        return sizes
+
+    def _do(self, chore: Entry) -> None:
+        try:
+            chore.future.set_result(chore.work.do())
+        except Exception as error:  # of a new version, which says nothing of the device
+            chore.future.set_exception(error)
 
     def _work_off(self, batch: list[Entry]) -> None:
         """Runs a batch; where it fails, each of its requests alone, so that one hurts no other."""
@@ -267,10 +343,10 @@ class Engine:
             if work.query is not None
         ]
         answers = computer.predict([(phi, query) for _, phi, query in asking])
-        probabilities = dict(zip((index for index, _, _ in asking), answers, strict=True))
+        answered = dict(zip((index for index, _, _ in asking), answers, strict=True))
         for index, (entry, (phi, losses)) in enumerate(zip(batch, adapted, strict=True)):
             self._cache.put(entry.phi_key, phi)
-            entry.future.set_result(Adapted(losses, probabilities.get(index)))
+            entry.future.set_result(Adapted(losses, answered.get(index)))
 
     def _predict(self, batch: list[Entry], computer: Computer) -> None:
         found = []

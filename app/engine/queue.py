@@ -44,8 +44,8 @@ class WorkQueue:
         """Whether it takes no more entries."""
         return self._closed is not None
 
-    def put(self, entry: Entry) -> None:
-        """Adds a request.
+    def put(self, entry: Entry, *, beyond_limit: bool = False) -> None:
+        """Adds an entry; `beyond_limit` is for what is no request.
 
         Raises:
             QueueFull: there is no room.
@@ -54,7 +54,7 @@ class WorkQueue:
         with self._changed:
             if self._closed is not None:
                 raise self._closed.with_traceback(None)  # it would grow with every raise
-            if len(self._entries) >= self.limit:
+            if len(self._entries) >= self.limit and not beyond_limit:
                 raise QueueFull(
                     f"{self.limit} requests wait for the device already; try again later"
                 )

@@ -26,15 +26,27 @@ class SupportSet:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """The answers to Q queries.
+
+    `probabilities` (Q, ways), each row summing to one, and `outlier` (Q,), the probability of
+    belonging to none of the classes; None where θ was not calibrated.
+    """
+
+    probabilities: Floats
+    outlier: Floats | None
+
+
+@dataclass(frozen=True)
 class Adapted:
     """The answer to an adaptation.
 
     `support_loss` has steps + 1 numbers: before the first step and after each.
-    `probabilities` (Q, ways), each row summing to one, or None where there was no query.
+    `answers` is None where there was no query.
     """
 
     support_loss: tuple[float, ...]
-    probabilities: Floats | None
+    answers: Answers | None
 
 
 class PhiMissing(Exception):

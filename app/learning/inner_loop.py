@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from app.learning.heads import Params
+from app.learning.heads import Params, logits
 from app.learning.learner import Learner
 from app.learning.tasks import Examples
 
@@ -26,10 +26,15 @@ A step beyond T takes the last one. A parameter that has none stays as it is in 
 
 
 class Adaptation(NamedTuple):
-    """φ, and the support loss (steps + 1,) before the first step and after each."""
+    """Where the inner loop ends.
+
+    φ, the support loss (steps + 1,) before the first step and after each, and φ's features of the
+    support set (M, D).
+    """
 
     phi: Params
     support_loss: Tensor
+    features: Tensor
 
 
 def descend(
@@ -97,10 +102,11 @@ def adapt(
     alpha: Alpha,
     steps: int,
 ) -> Adaptation:
-    """φ and the support loss before the first step and after each; arguments as in `descend`."""
+    """Takes the inner steps to their end; arguments as in `descend`."""
     phis, losses = descend(learner, theta, support, classes, alpha, steps)
-    final = learner.loss(phis[-1], support, classes)
-    return Adaptation(phis[-1], torch.stack([*losses, final]))
+    features = learner.features(phis[-1], support.inputs)
+    final = learner.head.loss(logits(phis[-1], features), support, classes)
+    return Adaptation(phis[-1], torch.stack([*losses, final]), features)
 
 
 def _inner_loss(

@@ -1,6 +1,6 @@
 """A learner: a network with a head, as pure functions of its parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,8 @@ from torch.func import functional_call
 from app.learning import heads
 from app.learning.heads import Head, Params
 from app.learning.normalisation import BatchStatisticsNorm
+from app.learning.refused import refuse_modules
+from app.learning.standardise import Standardise
 from app.learning.tasks import Examples
 
 NETWORK = "network."
@@ -23,39 +25,57 @@ class Learner:
 
     The inner loop descends on the loss of outputs divided by `temperature`. Where that is above
     one, a support set that is answered with certainty still has a gradient for the next step.
+
+    Inputs go through `standardise` first. `make` makes the network with the first values of a seed;
+    without it they come from its modules' `reset_parameters`.
     """
 
-    def __init__(self, network: nn.Module, head: Head, features: int, temperature: float = 1.0):
-        batch_norms = [
-            name for name, module in network.named_modules() if isinstance(module, _BATCH_NORMS)
-        ]
-        if batch_norms:
-            raise ValueError(
-                f"{', '.join(batch_norms)}: batch norm makes an answer depend on the other "
-                "queries; use nn.GroupNorm, or to reproduce published figures BatchStatisticsNorm, "
-                "which makes the learner transductive"
-            )
+    def __init__(
+        self,
+        network: nn.Module,
+        head: Head,
+        features: int,
+        temperature: float = 1.0,
+        *,
+        standardise: Standardise | None = None,
+        make: Callable[[int], nn.Module] | None = None,
+    ):
+        refuse_modules(network)
         self.network = network
         self.head = head
         self.feature_size = features
         self.temperature = temperature
+        self.standardise = standardise
+        self.make = make
 
     @property
     def transductive(self) -> bool:
         """Whether an answer depends on the other queries of the same forward pass."""
         return any(isinstance(module, BatchStatisticsNorm) for module in self.network.modules())
 
+    def to(self, device: torch.device) -> None:
+        """Moves the network's buffers to a device, and what else is no parameter."""
+        for module in self.network.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
+        if self.standardise is not None:
+            self.standardise.to(device)
+
     def initial(self, seed: int) -> Params:
         """A fresh θ. The same seed gives the same numbers."""
+        network = self._reset(seed) if self.make is None else self.make(seed)
+        body = {NETWORK + name: p.detach().clone() for name, p in network.named_parameters()}
+        generator = torch.Generator().manual_seed(seed)
+        return {**body, **self.head.initial(self.feature_size, generator)}
+
+    def _reset(self, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for module in self.network.modules():
                 reset = getattr(module, "reset_parameters", None)
                 if callable(reset):
                     reset()
-        body = {NETWORK + name: p.detach().clone() for name, p in self.network.named_parameters()}
-        generator = torch.Generator().manual_seed(seed)
-        return {**body, **self.head.initial(self.feature_size, generator)}
+        return self.network
 
     def start(self, theta: Mapping[str, Tensor], ways: int) -> Params:
         """φ before the first step, for a task of `ways` classes (padding included)."""
@@ -67,6 +87,8 @@ class Learner:
         body = {
             name.removeprefix(NETWORK): p for name, p in phi.items() if name.startswith(NETWORK)
         }
+        if self.standardise is not None:
+            inputs = self.standardise(inputs)
         features: Tensor = functional_call(self.network, body, (inputs,))
         return features
 
@@ -97,6 +119,3 @@ class Learner:
     def rate_factor(self, name: str, classes: Tensor) -> Tensor | float:
         """What α of the parameter `name` is multiplied by, for a task with `classes` (N,)."""
         return self.head.rate_factor(classes) if name.startswith(HEAD) else 1.0
-
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from app.learning.calibration import class_means
 from app.learning.learner import Learner
-from app.learning.losses import membership
 from app.learning.tasks import Task
 
 
@@ -18,6 +18,5 @@ def nearest_class_mean(learner: Learner, theta: Mapping[str, Tensor], task: Task
     phi = learner.start(theta, task.classes.shape[0])
     support = learner.features(phi, task.support.inputs)  # (M, D)
     query = learner.features(phi, task.query.inputs)  # (Q, D)
-    member = membership(task.support, task.classes.shape[0])  # (M, N)
-    means = (member.to(support.dtype).T @ support) / member.sum(0).clamp(min=1)[:, None]
+    means = class_means(support, task.support, task.classes.shape[0])  # (N, D)
     return -torch.cdist(query, means).square()

@@ -1,8 +1,9 @@
-"""Networks that turn inputs into feature vectors, by name.
+"""The house's networks that turn inputs into feature vectors, by name.
 
-Any `nn.Module` that answers each example on its own can stand here: the inner loop calls it through
-`torch.func.functional_call`. With group norm (Wu & He 2018) an answer does not depend on what else
-is in the batch; batch norm, by which the published figures were made, makes a network transductive.
+Any `nn.Module` that answers each example on its own can stand in for them, see
+`app.learning.own_network`: the inner loop calls it through `torch.func.functional_call`. With group
+norm (Wu & He 2018) an answer does not depend on what else is in the batch; batch norm, by which the
+published figures were made, makes a network transductive.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from app.learning.convolution import convolve, strided
 from app.learning.normalisation import EPSILON, BatchStatisticsNorm, Norm, normalise_last
+from app.learning.own_network import is_own, own_arguments
 
 
 class ConvNet(nn.Module):
@@ -150,6 +152,8 @@ NETWORKS: dict[str, type[ConvNet] | type[Mlp]] = {"conv": ConvNet, "mlp": Mlp}
 
 def network_arguments(name: str, **given: Any) -> dict[str, Any]:
     """A network's arguments, defaults included: a default must never change under a θ."""
+    if is_own(name):
+        return {"name": name, **own_arguments(name, given)}
     parameters = signature(NETWORKS[name]).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     return {"name": name, **defaults, **given}
@@ -162,7 +166,10 @@ def build_network(input_shape: Sequence[int], name: str, **arguments: Any) -> Co
         ValueError: no such network, or arguments that it does not take.
     """
     if name not in NETWORKS:
-        raise ValueError(f"no network {name!r}: use one of {', '.join(sorted(NETWORKS))}")
+        raise ValueError(
+            f"no network {name!r}: use one of {', '.join(sorted(NETWORKS))}, or of your own one as "
+            '"package.module:factory"'
+        )
     try:
         return NETWORKS[name](input_shape, **arguments)
     except TypeError as error:

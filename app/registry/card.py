@@ -1,8 +1,10 @@
 """The card: what a model version is, how it was made and what was measured."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app.learning.calibration import OUTLIER_TERMS, TEMPERATURE_TERMS
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
@@ -16,6 +18,17 @@ class InputSpec(BaseModel):
     shape: tuple[int, ...]
     dark_on_light: bool = False
     """Whether pictures are inverted, so that ink becomes 1 and the ground 0."""
+    mean: tuple[float, ...] | None = None
+    """What the model subtracts of values first, for each place of the first axis; None: nothing."""
+    scale: tuple[float, ...] | None = None
+    """What it then divides them by."""
+
+    @model_validator(mode="after")
+    def _statistics_fit(self) -> Self:
+        sizes = {len(part) for part in (self.mean, self.scale) if part is not None}
+        if sizes and (sizes != {self.shape[0]} or None in (self.mean, self.scale)):
+            raise ValueError("mean and scale need as many numbers as the first axis is long")
+        return self
 
 
 Protocol = Literal["inductive", "transductive"]
@@ -41,6 +54,10 @@ class AccuracyFigure(BaseModel):
     nearest_class_mean: float
     """Accuracy of the nearest class mean of θ's own features, in percent, on the same tasks."""
     nearest_class_mean_interval_95: tuple[float, float] | None = None
+    calibration_error: float | None = None
+    """Expected calibration error of the probabilities, in [0, 1]; None: not calibrated."""
+    outlier_auroc: float | None = None
+    """Area under the ROC curve of `outlier` against queries of as many other classes."""
 
 
 class ErrorFigure(BaseModel):
@@ -59,6 +76,17 @@ class ErrorFigure(BaseModel):
     mse_by_step: tuple[float, ...]
 
 
+class Calibration(BaseModel):
+    """What makes confidence honest; `app.learning.calibration` says what the numbers are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: tuple[float, ...] = Field(
+        min_length=TEMPERATURE_TERMS, max_length=TEMPERATURE_TERMS
+    )
+    outlier: tuple[float, ...] = Field(min_length=OUTLIER_TERMS, max_length=OUTLIER_TERMS)
+
+
 class Card(BaseModel):
     """The card of one model version, `card.json`."""
 
@@ -67,6 +95,8 @@ class Card(BaseModel):
     name: str = Field(pattern=NAME_PATTERN)
     version: int = Field(ge=1)
     description: str
+    intended_use: str = ""
+    out_of_scope: str = ""
     task: Literal["classification", "regression"]
     input: InputSpec
     network: dict[str, Any]
@@ -94,4 +124,6 @@ class Card(BaseModel):
     """Most memory that a process of meta-training held, on a GPU its own; None: not measured."""
     made_with: dict[str, str]
     """Versions of the libraries that made θ, the device, its threads and processes."""
+    calibration: Calibration | None = None
+    """None: probabilities are softmax(logits), and nothing is said of outliers."""
     figures: tuple[AccuracyFigure | ErrorFigure, ...]

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -16,6 +17,8 @@ from app.files import write_atomically
 from app.learning.heads import Params, build_head
 from app.learning.learner import Learner
 from app.learning.networks import build_network
+from app.learning.own_network import OwnNetwork, is_own
+from app.learning.standardise import Standardise
 from app.registry.card import NAME_PATTERN, Card, InputSpec
 
 THETA = "theta.safetensors"
@@ -44,10 +47,27 @@ def build_learner(
         temperature: of the inner loss.
 
     Raises:
-        ValueError: no such network or head, or arguments that it does not take.
+        ValueError: no such network or head, or arguments that it does not take; or a network of
+            one's own that cannot be imported, meta-trained and served.
     """
-    body = build_network(spec.shape, **{str(key): value for key, value in network.items()})  # type: ignore[arg-type]
-    return Learner(body, build_head(head), body.features, temperature)
+    arguments: dict[str, Any] = {str(key): value for key, value in network.items()}
+    standardise = (
+        None
+        if spec.mean is None or spec.scale is None
+        else Standardise(spec.mean, spec.scale, len(spec.shape))
+    )
+    if is_own(arguments.get("name", "")):
+        own = OwnNetwork(spec.shape, **arguments)
+        return Learner(
+            own.network,
+            build_head(head),
+            own.features,
+            temperature,
+            standardise=standardise,
+            make=own.make,
+        )
+    body = build_network(spec.shape, **arguments)
+    return Learner(body, build_head(head), body.features, temperature, standardise=standardise)
 
 
 class Registry:
@@ -102,10 +122,6 @@ class Registry:
             raise RegistryError(f"{path} is the card of {card.name} {card.version}")
         return card
 
-    def cards(self) -> list[Card]:
-        """The newest card of every name, sorted by name."""
-        return [self.latest(name) for name in self.names()]
-
     def load(self, name: str, version: int) -> LoadedModel:
         """θ and α of one version, after checking the file's SHA-256 against the card.
 
@@ -127,9 +143,7 @@ class Registry:
             )
         try:
             tensors = load(content)
-            learner = build_learner(
-                card.input, card.network, card.head, card.inner_temperature
-            )
+            learner = build_learner(card.input, card.network, card.head, card.inner_temperature)
             learner.network.eval()
         except (SafetensorError, TypeError, ValueError) as error:
             raise RegistryError(f"{path} cannot be loaded: {error}") from error
@@ -154,6 +168,22 @@ class Registry:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / THETA, content)
+            write_atomically(folder / CARD, (card.model_dump_json(indent=2) + "\n").encode())
+        except OSError as error:
+            raise RegistryError(f"{folder} cannot be written: {error}") from error
+        return folder
+
+    def rewrite(self, card: Card) -> Path:
+        """Replaces the card of a version that is there, which must be of the same θ.
+
+        Raises:
+            ModelNotFound: it is not there.
+            RegistryError: it is of another θ, or cannot be written.
+        """
+        folder = self.folder(card.name, card.version)
+        if self.card(card.name, card.version).theta_sha256 != card.theta_sha256:
+            raise RegistryError(f"{folder} holds another θ than the new card is of")
+        try:
             write_atomically(folder / CARD, (card.model_dump_json(indent=2) + "\n").encode())
         except OSError as error:
             raise RegistryError(f"{folder} cannot be written: {error}") from error

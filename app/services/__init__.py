@@ -1,5 +1,6 @@
 """The use cases: create a session, query it, add to it, measure it. Knows no HTTP."""
 
+from app.services.models import ServedModels
 from app.services.sessions import SessionService
 from app.services.views import (
     Evaluation,
@@ -26,6 +27,7 @@ __all__ = [
     "Page",
     "Prediction",
     "Predictions",
+    "ServedModels",
     "SessionService",
     "SessionView",
     "ValuesInput",

@@ -3,7 +3,7 @@
 from concurrent.futures import Future
 from typing import Protocol
 
-from app.engine.requests import Adapted, Floats, ModelKey, SupportSet
+from app.engine.requests import Adapted, Answers, Floats, ModelKey, SupportSet
 from app.registry import Card
 
 
@@ -14,8 +14,8 @@ class Engine(Protocol):
     instead. Cancelling a future takes the request back.
     """
 
-    def serves(self, model: ModelKey) -> bool:
-        """Whether the engine holds this version."""
+    def serves(self, model: ModelKey, theta_sha256: str | None = None) -> bool:
+        """Whether the engine holds this version, and of this θ where one is given."""
         ...
 
     def adapt(
@@ -24,8 +24,8 @@ class Engine(Protocol):
         """Adapt θ to `support`, keep φ under `phi_key`, answer `query` (Q, *input_shape)."""
         ...
 
-    def predict(self, model: ModelKey, phi_key: str, query: Floats) -> Future[Floats]:
-        """Probabilities (Q, ways) of `query`; the future raises PhiMissing on a cache miss."""
+    def predict(self, model: ModelKey, phi_key: str, query: Floats) -> Future[Answers]:
+        """The answers to `query`; the future raises PhiMissing on a cache miss."""
         ...
 
     def weights(self, model: ModelKey, phi_key: str) -> Future[dict[str, Floats]]:
@@ -40,12 +40,12 @@ class Engine(Protocol):
 class Registry(Protocol):
     """The part of `app.registry.Registry` that the use cases call."""
 
-    def versions(self, name: str) -> list[int]:
-        """Versions of a model, ascending; none where there is no such model."""
+    def names(self) -> list[str]:
+        """Names that have at least one version, sorted."""
         ...
 
-    def latest(self, name: str) -> Card:
-        """The newest version of a model; ModelNotFound lists the known names."""
+    def versions(self, name: str) -> list[int]:
+        """Versions of a model, ascending; none where there is no such model."""
         ...
 
     def card(self, name: str, version: int) -> Card:

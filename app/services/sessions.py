@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.database import Database, KeyTaken, SessionRecord, new_session_id
-from app.engine.requests import Adapted, Floats, ModelKey, PhiMissing, SupportSet
+from app.engine.requests import Adapted, Answers, Floats, ModelKey, PhiMissing, SupportSet
 from app.errors import Contention, Unavailable
 from app.registry import Card
-from app.services.answers import check_adapted, check_probabilities, predictions
+from app.services.answers import check_adapted, check_answers, predictions
 from app.services.checks import (
     Draft,
     check_addition,
@@ -30,6 +30,7 @@ from app.services.checks import (
     check_query,
 )
 from app.services.evaluation import evaluate
+from app.services.models import ServedModels
 from app.services.ports import Engine, Registry
 from app.services.store import SessionStore, StoredSession, phi_key, view
 from app.services.support import Growth, Inputs, grow, support_set
@@ -84,7 +85,7 @@ class SessionService:
     ):
         self._store = SessionStore(database, registry, settings, now)
         self._engine = engine
-        self._registry = registry
+        self._models = ServedModels(registry, engine)
         self._settings = settings
         self._now = now
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -148,11 +149,11 @@ class SessionService:
             InvalidInput: with every rule that is broken.
         """
         stored, inputs = await asyncio.to_thread(self._read_query, owner, session_id, query)
-        probabilities = await self._probabilities(stored, inputs, "/query/{}")
+        answers = await self._answers(stored, inputs, "/query/{}")
         return Predictions(
             session=stored.record.id,
             revision=stored.record.revision,
-            data=predictions(stored.record.labels, probabilities, top),
+            data=predictions(stored.record.labels, answers, top),
         )
 
     async def append(
@@ -189,8 +190,8 @@ class SessionService:
         stored, inputs, true = await asyncio.to_thread(
             self._read_evaluation, owner, session_id, examples
         )
-        probabilities = await self._probabilities(stored, inputs, "/examples/{}/input")
-        return evaluate(stored.record.labels, true, probabilities)
+        answers = await self._answers(stored, inputs, "/examples/{}/input")
+        return evaluate(stored.record.labels, true, answers.probabilities)
 
     async def weights(self, owner: str, session_id: str) -> Weights:
         """Give φ away, as a safetensors file that says how to run it."""
@@ -232,9 +233,9 @@ class SessionService:
         with self._forgetting(key):
             adapted = await self._adapt(model, key, growth.support, draft.steps, draft.query)
             data = None
-            if adapted.probabilities is not None:
-                check_probabilities(adapted.probabilities, "/query/{}")
-                data = predictions(growth.labels, adapted.probabilities, top)
+            if adapted.answers is not None:
+                check_answers(adapted.answers, "/query/{}")
+                data = predictions(growth.labels, adapted.answers, top)
             ttl = new.ttl_seconds
             record = SessionRecord(
                 id=session_id,
@@ -298,17 +299,10 @@ class SessionService:
 
     def _read_new(self, new: NewSession) -> tuple[Card, Draft, Growth]:
         name = self._settings.default_model if new.model is None else new.model
-        card = self._newest(name)
+        card = self._models.newest(name)
         draft = check_new(new, card, self._settings)
         labels = [example.label for example in new.support]
         return card, draft, grow([], [], "", draft.support, labels)
-
-    def _newest(self, name: str) -> Card:
-        """The newest version that the engine holds: one may have been added since it started."""
-        for version in reversed(self._registry.versions(name)):
-            if self._engine.serves(ModelKey(name, version)):
-                return self._registry.card(name, version)
-        return self._registry.latest(name)  # not found, or for the engine to refuse
 
     def _read_query(
         self, owner: str, session_id: str, query: Sequence[Input]
@@ -347,18 +341,18 @@ class SessionService:
         check_adapted(adapted)
         return adapted
 
-    async def _probabilities(self, stored: StoredSession, inputs: Floats, pointer: str) -> Floats:
-        """Probabilities of inputs (Q, *input_shape), (Q, ways)."""
+    async def _answers(self, stored: StoredSession, inputs: Floats, pointer: str) -> Answers:
+        """Answers to inputs (Q, *input_shape)."""
         try:
-            probabilities = await self._wait(
+            answers = await self._wait(
                 self._engine.predict(stored.model_key, stored.phi_key, inputs)
             )
         except PhiMissing:
             adapted = await self._adapt_again(stored, inputs)
-            assert adapted.probabilities is not None  # for there was a query
-            probabilities = adapted.probabilities
-        check_probabilities(probabilities, pointer)
-        return probabilities
+            assert adapted.answers is not None  # for there was a query
+            answers = adapted.answers
+        check_answers(answers, pointer)
+        return answers
 
     async def _phi(self, stored: StoredSession) -> dict[str, Floats]:
         for _ in range(WEIGHTS_TRIES):

@@ -52,11 +52,16 @@ class NewSession:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer to one query: `label` is the most probable one."""
+    """The answer to one query: `label` is the most probable one.
+
+    `outlier` is the probability that the query belongs to none of the session's labels, None where
+    the model was not calibrated.
+    """
 
     label: str
     probability: float
     probabilities: dict[str, float]
+    outlier: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """φ as a file that says how to run it elsewhere."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import safetensors.numpy
+import torch
 
 from app.database import SessionRecord
 from app.engine.requests import Floats
+from app.learning.calibration import task_size, temperature
 from app.registry import Card
 
 HOW_TO_RUN = (
@@ -18,7 +20,11 @@ HOW_TO_RUN = (
     "pool the side of max pooling at the block's end), group norm (eps 1e-5), ReLU; the last "
     "activations are flattened by channel, row, column and with feature_norm made to have mean 0 "
     "and variance 1 (eps 1e-5). Network `mlp`: linear layers "
-    "with ReLU after each. Probabilities: softmax(head.weight @ features + head.bias), by `labels`."
+    "with ReLU after each. Any other network is what the factory that it names, "
+    "package.module:factory, makes of the shape in `input` and its other entries. Where `input` "
+    "has a mean and a scale, a number for each place of the first axis, the network is given "
+    "(input - mean) / scale. Probabilities: softmax((head.weight @ features + head.bias) / "
+    "temperature), by `labels`."
 )
 
 
@@ -46,5 +52,14 @@ def weights_file(phi: Mapping[str, Floats], record: SessionRecord, card: Card) -
             "input": card.input.model_dump_json(),
             "network": json.dumps(card.network),
             "head": card.head,
+            "temperature": str(_temperature(card, list(record.shots.values()))),
         },
     )
+
+
+def _temperature(card: Card, shots: Sequence[int]) -> float:
+    """What the logits of a session with so many examples of each class are divided by."""
+    if card.calibration is None:
+        return 1.0
+    size = task_size(torch.tensor(shots), torch.ones(len(shots), dtype=torch.bool))
+    return float(temperature(card.calibration.temperature, size))

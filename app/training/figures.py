@@ -1,22 +1,121 @@
-"""Results as the card keeps them."""
+"""Calibrating and measuring a θ, with results as the card keeps them."""
 
 import math
+from collections.abc import Mapping
 
+from torch import Tensor
+
+from app.data.distributions import Distribution, Source
+from app.data.pools import Pool
 from app.errors import Diverged
+from app.learning.inner_loop import Alpha
 from app.learning.learner import Learner
-from app.registry.card import AccuracyFigure, ErrorFigure, Protocol
-from app.training.evaluate import Evaluation
-from app.training.recipe import Measure
+from app.registry.card import AccuracyFigure, Calibration, ErrorFigure, Protocol
+from app.training.confidence import calibrate, honesty
+from app.training.evaluate import Evaluation, evaluate
+from app.training.recipe import Measure, Recipe
+from app.training.run import VALIDATION_STREAM, Reporter
 
 
-def figure(
-    learner: Learner, split: str, wanted: Measure, seed: int, result: Evaluation
+def measure_figure(
+    learner: Learner,
+    theta: Mapping[str, Tensor],
+    alpha: Alpha,
+    source: Distribution,
+    wanted: Measure,
+    *,
+    split: str,
+    steps: int,
+    seed: int,
+    calibration: Calibration | None,
+    reporter: Reporter,
 ) -> AccuracyFigure | ErrorFigure:
-    """A result as the card keeps it: accuracy to two decimals of a percent, errors to four.
+    """How well θ does on tasks of a source, and how honest its confidence is.
+
+    Args:
+        learner: what the parameters belong to.
+        theta: the initialisation.
+        alpha: the inner step sizes by parameter.
+        source: where tasks are drawn from.
+        wanted: which tasks.
+        split: the name of what the source is a part of.
+        steps: inner steps.
+        seed: draws the tasks.
+        calibration: of θ, None where it has none.
+        reporter: told of the progress.
+
+    Returns:
+        Accuracy to two decimals of a percent, errors to four.
 
     Raises:
+        DataError: the source is too small for such tasks.
         Diverged: a number is not finite.
     """
+    result = evaluate(
+        learner,
+        theta,
+        alpha,
+        source,
+        ways=wanted.ways,
+        shots=wanted.shots,
+        queries=wanted.queries,
+        tasks=wanted.tasks,
+        steps=steps,
+        seed=seed,
+        progress=lambda done: reporter.measuring(wanted, done),
+    )
+    honest = None
+    if calibration is not None and isinstance(source, Pool):
+        honest = honesty(
+            learner,
+            theta,
+            alpha,
+            source,
+            calibration,
+            ways=wanted.ways,
+            shots=wanted.shots,
+            tasks=wanted.tasks,
+            steps=steps,
+            seed=seed,
+        )
+    return _figure(learner, split, wanted, seed, result, honest)
+
+
+def calibrated(
+    learner: Learner,
+    theta: Mapping[str, Tensor],
+    alpha: Alpha,
+    source: Source,
+    recipe: Recipe,
+    reporter: Reporter,
+) -> Calibration | None:
+    """What makes the confidence of a recipe's θ honest, by the validation classes of its data.
+
+    None in regression, where there is no confidence, and where queries are answered together.
+    """
+    pool = source.parts["validation"]
+    if learner.transductive or not isinstance(pool, Pool):
+        return None
+    return calibrate(
+        learner,
+        theta,
+        alpha,
+        pool.symmetric() if recipe.data.symmetries else pool,
+        shots=max([most for _, most in (stage.shots for stage in recipe.task_stages)] or [5]),
+        steps=recipe.inner.steps,
+        seed=VALIDATION_STREAM,
+        progress=reporter.calibrating,
+    )
+
+
+def _figure(
+    learner: Learner,
+    split: str,
+    wanted: Measure,
+    seed: int,
+    result: Evaluation,
+    honest: tuple[float, float] | None,
+) -> AccuracyFigure | ErrorFigure:
     if not all(map(math.isfinite, (*result.interval, *result.by_step))):
         raise Diverged(
             f"The inner loop diverges on some of the tasks, by step {result.by_step}: lower α, or "
@@ -55,4 +154,6 @@ def figure(
             round(result.nearest_class_mean_interval[0], places),
             round(result.nearest_class_mean_interval[1], places),
         ),
+        calibration_error=honest and round(honest[0], 4),
+        outlier_auroc=honest and round(honest[1], 4),
     )

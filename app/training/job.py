@@ -1,35 +1,33 @@
 """The offline job: from a recipe and data to a new version in the registry."""
 
-import hashlib
 import json
-import platform
 import resource
 import sys
 import time
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
-from app.data.distributions import Source, load_source
-from app.data.pools import ClassPool, TaskShape
+from app.data.distributions import Source
+from app.data.pools import Pool, TaskShape
 from app.errors import CheckpointError, DataError, ModelNotFound, RecipeError, RegistryError
 from app.files import write_atomically
-from app.learning.heads import LinearHead, Params
+from app.learning.conduct import check_second_derivative
+from app.learning.heads import Params
 from app.learning.learner import Learner
 from app.learning.networks import network_arguments
 from app.learning.outcome import Outcome
-from app.registry.card import Card, InputSpec
-from app.registry.registry import Registry, build_learner, encode_theta
+from app.learning.own_network import is_own
+from app.registry.card import InputSpec
+from app.registry.registry import Registry, build_learner
 from app.training.checkpoint import restore_checkpoint, save_checkpoint
 from app.training.distributed import World
 from app.training.evaluate import Evaluation, evaluate, examples_to_device, to_device
-from app.training.figures import figure
 from app.training.interrupts import interrupts_held
+from app.training.publish import publish
 from app.training.recipe import Measure, PretrainingStage, Recipe
+from app.training.run import LOG, TRAIN_STREAM, VALIDATION_STREAM, Job, Reporter
+from app.training.sources import load_data
 from app.training.state import (
     State,
     initial_state,
@@ -38,55 +36,9 @@ from app.training.state import (
     pretraining_gradient,
 )
 
-CHECKPOINT = "checkpoint.safetensors"
-LOG = "log.jsonl"
-TRAIN_STREAM, VALIDATION_STREAM, TEST_STREAM = 0, 1, 2
-"""Second word of the seeds of training, first word of those of validation and figures."""
 ALONE = World()
 SMOOTHING = 0.98
 """Decay of the running means that are shown: about the last fifty meta-iterations."""
-
-
-class Reporter(Protocol):
-    """Who is told how a run goes."""
-
-    def loading(self, name: str, done: int, total: int) -> None:
-        """Data is being downloaded or decoded."""
-
-    def iteration(self, done: int, total: int, loss: float, score: float) -> None:
-        """A meta-iteration is over; loss and score (accuracy, or error) are running means."""
-
-    def validation(self, line: dict[str, object]) -> None:
-        """A line was added to the log."""
-
-    def measuring(self, measure: Measure, done: int) -> None:
-        """A figure for the card is being measured."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a run works on."""
-
-    recipe: Recipe
-    learner: Learner
-    source: Source
-    run_dir: Path
-    registry: Registry
-    device: torch.device
-    world: World
-    reporter: Reporter
-    initial_sha256: str
-
-    @property
-    def identity(self) -> str:
-        """SHA-256 of recipe, data and first θ: a checkpoint of others is refused."""
-        parts = (self.recipe.digest(), self.source.digest, self.initial_sha256)
-        return hashlib.sha256("".join(parts).encode()).hexdigest()
-
-    @property
-    def checkpoint(self) -> Path:
-        """Where the state of this run is kept."""
-        return self.run_dir / CHECKPOINT
 
 
 def train(
@@ -127,16 +79,22 @@ def train(
             f"{registry.folder(recipe.name, recipe.version)} exists already: "
             "raise `version` in the recipe"
         )
-    data = recipe.data
     with world.leader_first():  # who downloads and decodes it; the others find it ready
-        source = load_source(data.distribution, data.split, data_dir, reporter.loading)
+        source = load_data(recipe.data, data_dir, reporter.loading)
     try:
         learner = build_learner(
             source.input, recipe.network.model_dump(), recipe.head, recipe.inner.temperature
         )
+        if is_own(recipe.network.name) and recipe.second_order:
+            check_second_derivative(learner.network, source.input.shape)
     except ValueError as error:
         raise RecipeError(f"The recipe's [network] cannot be built: {error}") from error
     _check_fit(recipe, source, world)
+    if learner.transductive and recipe.ragged:
+        raise RecipeError(
+            "The recipe's [network] takes statistics over the batch, and would take padding into "
+            "them: give `shots` as one number, like [1, 1]"
+        )
     if recipe.pretrains and learner.transductive and world.size > 1:
         raise RecipeError(
             "Batch norm takes its statistics over a process's own part of the pictures: pre-train "
@@ -145,6 +103,7 @@ def train(
     initial, sha256 = _initial_theta(recipe, learner, source.input, models_dir / recipe.name)
     job = Job(recipe, learner, source, run_dir, registry, device, world, reporter, sha256)
     state = initial_state(recipe, learner, device, classes=_classes(job), initial=initial)
+    learner.to(device)
     restored = job.checkpoint.exists()
     world.wait()  # no process may look for the checkpoint once the leading one has written it
     if restored:
@@ -153,7 +112,7 @@ def train(
         _keep(job, state)
     _meta_train(job, state, validated=_cut_log(job, state.iteration) if world.leads else 0)
     if world.leads:
-        _publish(job, state)
+        publish(job, state)
     world.wait()
     return registry.folder(recipe.name, recipe.version)
 
@@ -205,7 +164,7 @@ def _initial_theta(
 def _classes(job: Job) -> int:
     """How many classes pre-training tells apart, 0 without pre-training."""
     pool = job.source.parts["train"]
-    if not job.recipe.pretrains or not isinstance(pool, ClassPool):
+    if not job.recipe.pretrains or not isinstance(pool, Pool):
         return 0
     return pool.augmented_classes(job.recipe.data.augmentation())
 
@@ -285,7 +244,7 @@ def _gradient(job: Job, state: State) -> Outcome:
     seed = (job.recipe.seed, TRAIN_STREAM, state.iteration)
     source, augmentation = job.source.parts["train"], job.recipe.data.augmentation()
     if isinstance(stage, PretrainingStage):
-        assert isinstance(source, ClassPool)  # by the recipe's rules
+        assert isinstance(source, Pool)  # by the recipe's rules
         part = job.world.part(stage.pictures)
         examples = source.sample_pictures(stage.pictures, seed, augmentation, part)
         outcome = pretraining_gradient(
@@ -335,57 +294,3 @@ def _validate(job: Job, state: State) -> None:
     except OSError as error:
         raise CheckpointError(f"{job.run_dir / LOG} cannot be written: {error}") from error
     job.reporter.validation(line)
-
-
-def _publish(job: Job, state: State) -> None:
-    """Measures the card's figures on the test classes and writes the version."""
-    recipe = job.recipe
-    figures = [
-        figure(job.learner, recipe.data.split, wanted, TEST_STREAM, result)
-        for wanted in recipe.figures
-        for result in [measure(job, state, "test", wanted, TEST_STREAM)]
-    ]
-    stages = recipe.task_stages
-    judged_on = recipe.validation  # pre-training draws no tasks
-    content = encode_theta(state.theta, state.alpha)
-    card = Card(
-        name=recipe.name,
-        version=recipe.version,
-        description=recipe.description,
-        task="regression" if isinstance(job.learner.head, LinearHead) else "classification",
-        input=job.source.input,
-        network=network_arguments(**recipe.network.model_dump()),
-        head=recipe.head,
-        inner_temperature=recipe.inner.temperature,
-        steps=recipe.inner.steps,
-        alpha={
-            name: tuple(value.flatten(1).mean(1).tolist() if value.ndim > 1 else value.tolist())
-            for name, value in state.alpha.items()
-        },
-        trained_ways=_span([stage.ways for stage in stages] or [(judged_on.ways,) * 2]),
-        trained_shots=_span([stage.shots for stage in stages] or [(judged_on.shots,) * 2]),
-        theta_sha256=hashlib.sha256(content).hexdigest(),
-        theta_bytes=len(content),
-        parameters=sum(value.numel() for value in state.theta.values()),
-        created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        recipe=recipe.as_dict(),
-        seed=recipe.seed,
-        data_digest=job.source.digest,
-        iterations=state.iteration,
-        wall_seconds=round(state.wall_seconds, 1),
-        peak_memory_bytes=state.peak_memory_bytes,
-        made_with={
-            "innerloop": version("innerloop"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "device": str(job.device),
-            "threads": str(torch.get_num_threads()),
-            "processes": str(job.world.size),
-        },
-        figures=tuple(figures),
-    )
-    job.registry.save(card, content)
-
-
-def _span(ranges: list[tuple[int, int]]) -> tuple[int, int]:
-    return min(low for low, _ in ranges), max(high for _, high in ranges)

@@ -1,4 +1,4 @@
-"""Measuring a model of the registry on few-shot tasks."""
+"""Measuring and calibrating a model of the registry on few-shot tasks."""
 
 import re
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from app.data.distributions import load_source
+from app.data.distributions import Source
 from app.errors import RecipeError, RegistryError
 from app.registry.card import AccuracyFigure, ErrorFigure
-from app.registry.registry import Registry
-from app.training.evaluate import evaluate
-from app.training.figures import figure
-from app.training.job import Reporter
+from app.registry.registry import LoadedModel, Registry
+from app.training.figures import calibrated, measure_figure
 from app.training.recipe import Measure, Recipe
+from app.training.run import Reporter
+from app.training.sources import data_folder, load_data
 
 
 def measure_model(
@@ -36,7 +36,8 @@ def measure_model(
         pool: `train`, `validation` or `test`.
         steps: inner steps; 0 takes the model's own.
         seed: the same seed draws the same tasks.
-        data_root: the data set's folder, or None for its usual place below `default_root`.
+        data_root: the data set's folder, or None for where its recipe has it, else for its usual
+            place below `default_root`.
         default_root: the data folder.
         device: where to compute.
         reporter: told of the progress.
@@ -45,35 +46,110 @@ def measure_model(
         ModelNotFound: there is no such model.
         JobError: its files or the data are broken, or there is no such pool.
     """
-    registry, name, version = _locate(path)
-    model = registry.load(name, registry.latest(name).version if version is None else version)
+    _, model, recipe = open_version(path)
     try:
-        recipe = Recipe.model_validate(model.card.recipe)
         model.learner.start(model.theta, wanted.ways)
-    except ValidationError as error:
-        raise RegistryError(f"The card of {path} has no recipe that names its data") from error
     except ValueError as error:
         raise RecipeError(f"{path} cannot be measured so: {error}") from error
     if wanted.ways < 2 and model.card.task == "classification":
         raise RecipeError(f"{path} tells classes apart: measure it with at least two ways")
-    folder = data_root or default_root / recipe.data.distribution
-    source = load_source(recipe.data.distribution, recipe.data.split, folder, reporter.loading)
+    source = load_for(path, model, recipe, data_root, default_root, reporter)
     if pool not in source.parts:
         raise RecipeError(f"there are no {pool!r} classes: use one of {', '.join(source.parts)}")
-    result = evaluate(
+    model.learner.to(device)
+    return measure_figure(
         model.learner,
         {key: value.to(device) for key, value in model.theta.items()},
         {key: value.to(device) for key, value in model.alpha.items()},
         source.parts[pool],
-        ways=wanted.ways,
-        shots=wanted.shots,
-        queries=wanted.queries,
-        tasks=wanted.tasks,
+        wanted,
+        split=recipe.data.split,
         steps=steps or model.card.steps,
         seed=seed,
-        progress=lambda done: reporter.measuring(wanted, done),
+        calibration=model.card.calibration,
+        reporter=reporter,
     )
-    return figure(model.learner, recipe.data.split, wanted, seed, result)
+
+
+def calibrate_version(
+    path: Path,
+    *,
+    data_root: Path | None,
+    default_root: Path,
+    device: torch.device,
+    reporter: Reporter,
+) -> Path:
+    """Fits a version's confidence on the validation classes of its data and rewrites its card.
+
+    θ and the figures stay as they are. Arguments as in `measure_model`.
+
+    Returns:
+        The version's folder.
+
+    Raises:
+        ModelNotFound: there is no such model.
+        JobError: its files or the data are broken, or there is nothing to calibrate.
+    """
+    registry, model, recipe = open_version(path)
+    source = load_for(path, model, recipe, data_root, default_root, reporter)
+    model.learner.to(device)
+    calibration = calibrated(
+        model.learner,
+        {key: value.to(device) for key, value in model.theta.items()},
+        {key: value.to(device) for key, value in model.alpha.items()},
+        source,
+        recipe,
+        reporter,
+    )
+    if calibration is None:
+        raise RecipeError(
+            f"{path} cannot be calibrated: it is of regression or transductive, or its validation "
+            "classes are too few"
+        )
+    return registry.rewrite(model.card.model_copy(update={"calibration": calibration}))
+
+
+def open_version(path: Path) -> tuple[Registry, LoadedModel, Recipe]:
+    """A version, where it lies, and the recipe that it was made by.
+
+    Args:
+        path: models/<name> for the newest version, or models/<name>/<version>.
+
+    Raises:
+        ModelNotFound: there is no such model.
+        RegistryError: its files are broken, or its card has no valid recipe.
+    """
+    registry, name, version = _locate(path)
+    model = registry.load(name, registry.latest(name).version if version is None else version)
+    try:
+        return registry, model, Recipe.model_validate(model.card.recipe)
+    except ValidationError as error:
+        raise RegistryError(f"The card of {path} has no recipe that names its data") from error
+
+
+def load_for(
+    path: Path,
+    model: LoadedModel,
+    recipe: Recipe,
+    data_root: Path | None,
+    default_root: Path,
+    reporter: Reporter,
+) -> Source:
+    """The data that a version's recipe names; arguments as in `measure_model`.
+
+    Raises:
+        DataError: a file is missing or broken.
+        RecipeError: its inputs are not those of the version.
+    """
+    registry, name, _ = _locate(path)
+    folder = data_folder(recipe.data, data_root, registry.root / name, default_root)
+    source = load_data(recipe.data, folder, reporter.loading)
+    if source.input.shape != model.card.input.shape:
+        raise RecipeError(
+            f"the inputs in {folder} have the shape {list(source.input.shape)}, and those of "
+            f"{path} {list(model.card.input.shape)}"
+        )
+    return source
 
 
 def _locate(path: Path) -> tuple[Registry, str, int | None]:

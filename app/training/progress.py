@@ -65,6 +65,10 @@ class ConsoleReporter:
             f"iteration {line['iteration']}: loss {line['loss']:.4f}, {result}", soft_wrap=True
         )
 
+    def calibrating(self, done: int, total: int) -> None:
+        """Confidence is being fitted."""
+        self._show("calibrating", "calibrating", done, total)
+
     def measuring(self, measure: Measure, done: int) -> None:
         """Accuracy is being measured."""
         name = f"{measure.ways}-way {measure.shots}-shot"

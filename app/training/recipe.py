@@ -7,13 +7,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from app.data.augment import Jitter
-from app.data.distributions import SPLITS
-from app.data.pools import Augmentation, TaskShape
+from app.data.pools import TaskShape
 from app.errors import RecipeError
 from app.learning.heads import FixedHead, LinearHead, SharedRowHead, build_head
 from app.learning.learned_rates import RateForm
 from app.registry.card import NAME_PATTERN
+from app.training.data_parts import ArraysPart, DataPart, FolderPart, Part
 
 
 def _ascending(pair: tuple[int, int]) -> tuple[int, int]:
@@ -27,48 +26,14 @@ def _known(head: str) -> str:
     return head
 
 
+def _with_colon(name: str) -> str:
+    """The name of a factory as one writes an import, package.module.factory, in its proper form."""
+    module, dot, attribute = name.rpartition(".")
+    return f"{module}:{attribute}" if dot and ":" not in name else name
+
+
 Positive = Annotated[float, Field(gt=0)]
 Range = Annotated[tuple[int, int], AfterValidator(_ascending)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Deformation(_Part):
-    """Half-widths of random affine deformations; see `app.data.augment.Jitter` for the units."""
-
-    degrees: float = Field(0.0, ge=0, le=180)
-    scale: float = Field(0.0, ge=0, le=1)
-    shear: float = Field(0.0, ge=0, le=1)
-    shift: float = Field(0.0, ge=0, le=0.5)
-
-    def jitter(self) -> Jitter:
-        """The same for the data floor."""
-        return Jitter(self.degrees, self.scale, self.shear, self.shift)
-
-
-class DataPart(_Part):
-    """Where tasks come from, and how they are varied in meta-training."""
-
-    distribution: Literal["omniglot", "mini-imagenet", "sinusoid"]
-    split: str
-    """One of the distribution's splits, see `app.data.distributions`."""
-    symmetries: bool = False
-    """Whether turned and mirrored classes count as new classes."""
-    of_class: Deformation = Deformation()
-    of_picture: Deformation = Deformation()
-
-    @model_validator(mode="after")
-    def _split_is_known(self) -> Self:
-        known = SPLITS[self.distribution]
-        if self.split not in known:
-            raise ValueError(f"split must be one of {', '.join(known)}")
-        return self
-
-    def augmentation(self) -> Augmentation:
-        """The same for the data floor."""
-        return Augmentation(self.symmetries, self.of_class.jitter(), self.of_picture.jitter())
 
 
 class NetworkPart(BaseModel):
@@ -76,10 +41,11 @@ class NetworkPart(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str
+    name: Annotated[str, AfterValidator(_with_colon)]
+    """One of `app.learning.networks`, or "package.module:factory"."""
 
 
-class InnerPart(_Part):
+class InnerPart(Part):
     """The inner loop."""
 
     steps: int = Field(ge=1, le=50)
@@ -102,7 +68,7 @@ class InnerPart(_Part):
         return self
 
 
-class PretrainingStage(_Part):
+class PretrainingStage(Part):
     """One stretch of pre-training: a classifier of all training classes."""
 
     algorithm: Literal["pretraining"]
@@ -113,7 +79,7 @@ class PretrainingStage(_Part):
     final_learning_rate: float = Field(0.0, ge=0)
 
 
-class Stage(_Part):
+class Stage(Part):
     """One stretch of meta-training; the learning rate falls by a cosine."""
 
     iterations: int = Field(ge=1)
@@ -155,7 +121,7 @@ class Stage(_Part):
         return TaskShape(self.ways, self.shots, self.queries)
 
 
-class Measure(_Part):
+class Measure(Part):
     """Tasks to measure accuracy on: N ways, K shots."""
 
     ways: int = Field(ge=1)
@@ -171,14 +137,18 @@ class Validation(Measure):
     """Meta-iterations between two validations, each followed by a checkpoint."""
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """The whole recipe."""
 
     name: str = Field(pattern=NAME_PATTERN)
     version: int = Field(ge=1)
     description: str
+    intended_use: str = ""
+    """What the model is for, for its model card."""
+    out_of_scope: str = ""
+    """What it is not for."""
     seed: int = Field(ge=0)
-    data: DataPart
+    data: Annotated[FolderPart | ArraysPart | DataPart, Field(discriminator="distribution")]
     initial: str | None = None
     """A version to begin with, as a path from the recipe's folder: its network, and its head where
     that is of the same size. None: a fresh θ."""
@@ -191,7 +161,7 @@ class Recipe(_Part):
     gradient_clip: float = Field(10.0, gt=0)
     """Largest norm of the meta-gradient."""
     validation: Validation
-    figures: list[Measure] = []
+    figures: list[Measure] = Field([])
     """What is measured at the end, on the test classes, for the card."""
 
     @model_validator(mode="after")
@@ -230,8 +200,7 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _batch_norm_sees_no_padding(self) -> Self:
-        ragged = any(least != most for stage in self.task_stages for least, most in [stage.shots])
-        if ragged and (self.network.model_extra or {}).get("norm") == "batch":
+        if self.ragged and (self.network.model_extra or {}).get("norm") == "batch":
             raise ValueError(
                 "batch norm would take padding into its statistics: give `shots` as one number, "
                 "like [1, 1]"
@@ -258,6 +227,18 @@ class Recipe(_Part):
         return any(isinstance(stage, PretrainingStage) for stage in self.stages)
 
     @property
+    def ragged(self) -> bool:
+        """Whether classes of a task may differ in their number of shots."""
+        return any(least != most for stage in self.task_stages for least, most in [stage.shots])
+
+    @property
+    def second_order(self) -> bool:
+        """Whether a stage takes a gradient through the network's gradient."""
+        return bool(self.inner.alpha_network) and any(
+            stage.algorithm in ("maml", "multi-step-maml") for stage in self.task_stages
+        )
+
+    @property
     def iterations(self) -> int:
         """Meta-iterations of all stages together."""
         return sum(stage.iterations for stage in self.stages)
@@ -275,8 +256,11 @@ class Recipe(_Part):
         return self.model_dump(mode="json")
 
     def digest(self) -> str:
-        """SHA-256 of the recipe's meaning: comments, order and what is as it would be do not count."""
-        return hashlib.sha256(self.model_dump_json(exclude_defaults=True).encode()).hexdigest()
+        """SHA-256 of what decides θ: no comments, defaults, texts, figures or place of pictures."""
+        texts = {"description": True, "intended_use": True, "out_of_scope": True, "figures": True}
+        exclude = texts | {"data": {"folder", "file"}}
+        meaning = self.model_dump_json(exclude_defaults=True, exclude=exclude)
+        return hashlib.sha256(meaning.encode()).hexdigest()
 
 
 def load_recipe(path: Path) -> Recipe:

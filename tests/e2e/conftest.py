@@ -29,6 +29,7 @@ SETTINGS = {
     # Small limits make for few shapes to warm.
     "INNERLOOP_MAX_SUPPORT": "128",
     "INNERLOOP_MAX_CLASSES": "64",
+    "INNERLOOP_BATCH_LIMIT": "4",
     "INNERLOOP_MAX_BODY_BYTES": "1000000",
     "INNERLOOP_DRAIN_SECONDS": "5",
 }

@@ -77,7 +77,7 @@ def test_answers_are_the_same_after_a_kill_and_a_restart(start_server, drawing):
 
 def test_answers_are_the_same_after_phi_was_evicted(start_server, drawing):
     query = [drawing(character, 9) for character in range(3)]
-    with start_server(INNERLOOP_PHI_CACHE_BYTES="1000000") as server:  # room for two φ
+    with start_server(INNERLOOP_PHI_CACHE_BYTES="5000000") as server:  # room for two φ
         session = create(server.client, support_of(drawing, [1, 1, 1]))
         before = predict(server.client, session, query)
         for hand in range(1, 5):

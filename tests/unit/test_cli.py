@@ -14,7 +14,9 @@ import torch
 
 from app import cli
 from app.registry import Registry
+from app.training.recipe import load_recipe
 from tests.unit.training.helpers import SINUSOID, feed, recipe, run, write_recipe
+from tests.unit.training.pictures import make_folder
 
 
 class Shell:
@@ -26,6 +28,7 @@ class Shell:
     def __call__(self, *arguments: str | Path) -> tuple[int, str, str]:
         """Exit status, standard output and standard error."""
         self._monkeypatch.setattr(sys, "argv", ["innerloop", *map(str, arguments)])
+        self._monkeypatch.setattr(sys, "path", [*sys.path])
         self._capfd.readouterr()
         with pytest.raises(SystemExit) as end:
             cli.main()
@@ -217,6 +220,43 @@ def test_evaluate_prints_accuracy_interval_steps_and_baseline(shell, trained):
     assert "4-way 1-shot" in err, "progress is shown aside"
 
 
+def test_evaluate_says_how_honest_the_confidence_is(shell, trained):
+    out = shell("evaluate", trained, "--ways", "3", *EVALUATE[2:])[1]
+    wanted = ("evaluate", trained, "--ways", "3", *EVALUATE[2:], "--json")
+    report = json.loads(shell(*wanted)[1])
+    assert f"expected calibration error {report['calibration_error']:.4f}" in out
+    assert f"AUROC {report['outlier_auroc']:.4f}" in out
+
+
+def test_a_version_without_a_calibration_gets_one_and_keeps_its_theta(shell, trained):
+    registry = Registry(Path("models"))
+    card = registry.card("tiny", 1)
+    registry.rewrite(card.model_copy(update={"calibration": None}))
+    status, out, _ = shell("models", "calibrate", trained)
+    assert status == 0
+    assert "Wrote the calibration of" in out
+    again = registry.load("tiny", 1).card
+    assert again.model_copy(update={"calibration": None}) == card.model_copy(
+        update={"calibration": None}
+    )
+    for name in ("temperature", "outlier"):  # the job fits the same, but for rounding
+        fitted = getattr(card.calibration, name)
+        assert getattr(again.calibration, name) == pytest.approx(fitted, rel=0.02, abs=0.02)
+
+
+def test_a_regression_cannot_be_calibrated(shell, regression):
+    status, _, err = shell("models", "calibrate", regression)
+    assert status == 1
+    assert "cannot be calibrated" in " ".join(err.split())
+
+
+def test_card_writes_the_page_that_a_person_reads(shell, trained):
+    status, out, _ = shell("models", "card", trained)
+    assert status == 0
+    assert "README.md" in out
+    assert (trained / "README.md").read_text(encoding="utf-8").startswith("# tiny\n")
+
+
 @pytest.fixture
 def regression(shell) -> Path:
     """The folder of a model of sinusoids, below the working folder."""
@@ -249,6 +289,43 @@ def test_serving_a_model_of_regression_is_refused_in_one_line(shell, regression,
         monkeypatch.setattr(f"app.api.serve.{name}", lambda *_: None)
     line = check_one_line(*shell("serve"))
     assert "tiny version 1 cannot be served, models of regression are not served" in line
+
+
+def test_a_new_model_of_ones_own_pictures_says_what_was_found_and_what_to_do_next(shell):
+    make_folder(Path("pictures"), [3, *[6] * 19])
+    status, out, err = shell("models", "new", "signs", "--data", "pictures")
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        "pictures: 20 classes of 3 to 6 pictures, grey, dark on light",
+        "Classes with too few pictures for the largest tasks: 1",
+        "Wrote models/signs/recipe.toml: pictures made to fit 28 x 28. Next:",
+        "  innerloop train models/signs/recipe.toml",
+        "  innerloop evaluate models/signs --ways 3",
+    ]
+    assert load_recipe(Path("models/signs/recipe.toml")).data.folder == "../../pictures"
+
+
+def test_a_new_model_is_made_in_the_models_folder_of_the_settings(shell, monkeypatch):
+    make_folder(Path("pictures"), [3] * 6, colour=True)
+    monkeypatch.setenv("INNERLOOP_MODELS_DIR", "somewhere")
+    status, out, _ = shell("models", "new", "signs", "--data", "pictures")
+    assert status == 0
+    assert "6 classes of 3 pictures, colour" in out
+    assert "innerloop train somewhere/signs/recipe.toml" in out
+
+
+def test_a_new_model_that_cannot_be_made_is_one_line(shell):
+    make_folder(Path("pictures"), [3] * 6)
+    for name, folder, message in [
+        ("Signs", "pictures", "cannot be a model's name"),
+        ("signs", "nowhere", "nowhere cannot be read"),
+        ("signs", "models", "models cannot be read"),
+    ]:
+        assert message in check_one_line(*shell("models", "new", name, "--data", folder))
+    assert shell("models", "new", "signs", "--data", "pictures")[0] == 0
+    line = check_one_line(*shell("models", "new", "signs", "--data", "pictures"))
+    assert "models/signs/recipe.toml exists already" in line
+    assert shell("models", "new", "signs")[0] == 2, "the folder must be named"
 
 
 def test_list_shows_every_version_with_its_whole_digest(shell, trained, monkeypatch):
@@ -287,3 +364,14 @@ def test_list_reads_the_models_folder_of_the_settings(shell, trained, monkeypatc
 def test_upgrading_the_database_twice_is_harmless(shell):
     assert [shell("db", "upgrade")[0] for _ in range(2)] == [0, 0]
     assert Path("data/innerloop.db").is_file()
+
+
+def test_a_network_of_ones_own_is_looked_for_in_the_working_folder_but_last(shell):
+    Path("somebodys_module.py").write_text("made = 5\n")
+    own = ('name = "mlp"\nhidden = [8, 8]', 'name = "somebodys_module.network"')
+    path = write_recipe(Path("models"), own, base=SINUSOID)
+    message = check_one_line(*shell("train", path))
+    assert "network 'somebodys_module:network': module 'somebodys_module' (" in message
+    assert str(Path.cwd() / "somebodys_module.py") in message
+    assert "has no 'network'" in message
+    assert sys.path[-1] == str(Path.cwd())

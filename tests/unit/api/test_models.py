@@ -1,3 +1,4 @@
+from app.engine import ModelKey
 from tests.fakes import make_card
 from tests.unit.api.helpers import check_problem
 
@@ -18,7 +19,13 @@ def test_a_model_says_what_it_takes_how_it_adapts_and_what_was_measured(client, 
     model = client.get("/v1/models/values").json()
     assert model["object"] == "model"
     assert model["task"] == "classification"
-    assert model["input"] == {"kind": "values", "shape": [4], "dark_on_light": False}
+    assert model["input"] == {
+        "kind": "values",
+        "shape": [4],
+        "dark_on_light": False,
+        "mean": None,
+        "scale": None,
+    }
     assert model["alpha"] == {"weight": [0.1, 0.1, 0.1]}
     assert model["steps"] == 3
     assert model["theta_sha256"] == card.theta_sha256
@@ -51,10 +58,14 @@ def test_a_model_that_is_not_there_is_not_found(client):
         check_problem(client.get(f"/v1/models/{name}"), 404, "model_not_found")
 
 
-def test_a_model_of_regression_that_came_after_the_start_is_not_offered(client, registry):
-    """The engine refuses to start with one; the registry is read anew each time."""
+def test_what_the_engine_does_not_hold_is_not_offered(client, registry, engine):
     before = client.get("/v1/models").json()
-    registry.put(make_card("sine", task="regression", figures=()))
+    for card in (make_card("sine", task="regression", figures=()), make_card("values", 2)):
+        registry.put(card)
+        engine.unserved.add(ModelKey(card.name, card.version))
     assert client.get("/v1/models").json() == before
     problem = check_problem(client.get("/v1/models/sine"), 404, "model_not_found")
-    assert "'sine' is a model of regression: it is not served" in problem["detail"]
+    assert "Models here: omniglot, values." in problem["detail"]
+    assert client.get("/v1/models/values").json()["version"] == 1
+    engine.unserved.clear()
+    assert client.get("/v1/models/values").json()["versions"] == [1, 2]

@@ -6,12 +6,14 @@ import pytest
 from app.api import serve
 from app.settings import Settings
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @pytest.fixture(autouse=True)
 def _process_state(monkeypatch):
     """Leave the tests' own logging and signals alone."""
     monkeypatch.setattr(serve, "configure", lambda _: None)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

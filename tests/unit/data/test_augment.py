@@ -136,3 +136,12 @@ def test_deformations_stay_within_their_half_widths_on_both_sides():
         assert centre.abs().max() <= 3 + 1e-4
         assert centre.min() < -2.8
         assert centre.max() > 2.8
+
+
+def test_outside_a_photograph_lies_the_photograph_mirrored_at_its_edge():
+    images = noise(1, 1, 2, 3, SIZE, SIZE)
+    matrices = deformations(Utmost(), Jitter(shift=3 / SIZE), Jitter(), images.shape[:3])
+    moved = deform(images, matrices, "reflection")
+    expected = torch.cat([images, images.flip(-1)], -1)[..., 3 : SIZE + 3]
+    expected = torch.cat([expected, expected.flip(-2)], -2)[..., 3 : SIZE + 3, :]
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-5)

@@ -1,4 +1,5 @@
 from collections import Counter
+from hashlib import sha256
 from itertools import product
 
 import numpy as np
@@ -7,9 +8,10 @@ import torch
 from torch import Tensor
 
 from app.data.augment import Jitter
-from app.data.pools import Augmentation, ClassPool, TaskShape
+from app.data.pools import Augmentation, ClassPool, Pool, RaggedPool, TaskShape
 from app.errors import DataError
 from app.learning.tasks import Examples, Task
+from tests.unit.data.helpers import VARIED, random_images, shots_of
 
 CLASSES, PICTURES = 12, 10
 STILL = Jitter()
@@ -28,12 +30,6 @@ def identities(inputs: Tensor) -> tuple[Tensor, Tensor]:
     greys = (inputs * 255).round().long()
     assert bool((greys == greys[..., :1, :1, :1]).all())
     return greys[..., 0, 0, 0] // PICTURES, greys[..., 0, 0, 0] % PICTURES
-
-
-def shots_of(task: Task) -> Tensor:
-    """Support examples of each class of each task, (B, N)."""
-    one_hot = torch.nn.functional.one_hot(task.support.labels, task.classes.shape[1])
-    return (one_hot * task.support.mask[..., None]).sum(1)
 
 
 def assert_equal(one: Task, other: Task) -> None:
@@ -217,9 +213,6 @@ def test_both_jitters_reach_the_pictures():
     assert (by_picture[:, :, 0] - by_picture[:, :, 1]).abs().amax((2, 3, 4)).min() > 0.1
 
 
-VARIED = Augmentation(True, Jitter(20, 0.1, 0.1, 0.1), Jitter(10, 0.1, 0.1, 0.1))
-
-
 @pytest.mark.parametrize("augmentation", [None, VARIED], ids=["plain", "varied"])
 def test_parts_of_a_batch_put_together_are_the_whole_to_the_bit(augmentation):
     images = np.random.default_rng(0).integers(0, 256, (6, 9, 1, 7, 7), dtype=np.uint8)
@@ -287,3 +280,73 @@ def test_a_turned_or_mirrored_class_is_a_class_of_its_own_and_its_label_tells_wh
         looks.setdefault(label, set()).add(picture.tobytes())
     assert sorted(looks) == list(range(32))
     assert len(set.union(*looks.values())) == 32
+
+
+DRAWN = {
+    None: (
+        "12d941ccd0aa7ca290490ee359865e54052e38a1e423a5f5827a9bdf36c3aed8",
+        "3a922c5a28334726998be5fada453ba4a27db79ccd200de7ef7b6f91d29a6293",
+        "5c3a0d73ce11bfe9a68383522a160d5f6250dafe8f1b5593172b2cdc6b5688d9",
+    ),
+    Augmentation(True, STILL, STILL): (
+        "ceea0281a918ce002fb3914e50b56c0b7468c5ee87d32d3447716527881ae36e",
+        "009ab71e5db8d5edd91642852abdf0b5058ba378142b28bef414f94dc2774022",
+        "b47cc0531847c1f9fa2c3a7a197d3936ff093810cbc86c4eb462dbe439717112",
+    ),
+}
+"""SHA-256 of what some seeds draw. With other tasks no figure and no θ could be made again."""
+
+
+def digest(*tensors: Tensor) -> str:
+    return sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
+
+
+def as_ragged(pool: ClassPool) -> RaggedPool:
+    """The same classes of equally many pictures, as if they could differ."""
+    classes, each = pool.images.shape[:2]
+    sizes = np.full(classes, each)
+    images = pool.images.reshape(-1, *pool.images.shape[2:])
+    return RaggedPool(images, pool.names, sizes.cumsum() - sizes, sizes)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("augmentation", DRAWN, ids=["plain", "turned"])
+def test_a_seed_draws_what_it_has_always_drawn(augmentation, ragged):
+    pool: Pool = ClassPool(random_images(30, 12, 1, 4, 4, seed=5), tuple(map(str, range(30))))
+    if ragged:
+        pool = as_ragged(pool)
+    tasks = [
+        pool.sample(TaskShape((5, 20), (1, 5), 3), 4, (3, 0, 17), augmentation),
+        pool.sample(TaskShape((5, 5), (1, 1), 7), 6, (2,), augmentation),
+    ]
+    found = [digest(*task.support, *task.query, task.classes) for task in tasks]
+    found.append(digest(*pool.sample_pictures(50, (3, 0, 2), augmentation)))
+    assert tuple(found) == DRAWN[augmentation]
+
+
+def test_deformed_pictures_are_those_that_a_seed_has_always_given():
+    pool = ClassPool(random_images(30, 12, 1, 4, 4, seed=5), tuple(map(str, range(30))))
+    task = pool.sample(TaskShape((5, 20), (1, 5), 3), 4, (3, 0, 17), VARIED)
+    expected = torch.tensor(
+        [
+            [0.1195, 0.3192, 0.2031, 0.1008],
+            [0.4652, 0.9075, 0.5367, 0.6782],
+            [0.1033, 0.4522, 0.5853, 0.3836],
+            [0.0384, 0.3010, 0.2800, 0.4293],
+        ]
+    )
+    torch.testing.assert_close(task.support.inputs[3, 7, 0], expected, rtol=0, atol=1e-4)
+
+
+def test_what_moves_into_a_photograph_is_its_own_mirror_image():
+    images = np.full((2, 4, 1, 9, 9), 200, np.uint8)
+    shape = TaskShape((2, 2), (2, 2), 2)
+    moving = Jitter(degrees=40, shift=0.2)
+
+    def darkest(**outside) -> float:
+        augmentation = Augmentation(False, STILL, moving, **outside)
+        task = ClassPool(images, ("a", "b")).sample(shape, 3, [0], augmentation)
+        return float(task.support.inputs.min())
+
+    assert darkest() == 0
+    assert darkest(outside="reflection") == pytest.approx(200 / 255, abs=1e-5)

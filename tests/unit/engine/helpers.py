@@ -1,5 +1,6 @@
 """Tiny models on disk, few-shot problems, and their answers without engine, padding or batch."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -12,10 +13,11 @@ import torch
 
 from app.engine import Engine, ModelKey, SupportSet
 from app.engine.compute import Computer
-from app.engine.requests import Adapted, Floats
+from app.engine.requests import Adapted, Answers, Floats
 from app.learning.inner_loop import adapt
 from app.learning.tasks import Examples
 from app.registry import InputSpec, LoadedModel, Registry
+from app.registry.card import Calibration
 from app.registry.registry import build_learner, encode_theta
 from tests.fakes import make_card
 
@@ -23,15 +25,19 @@ CONV = ModelKey("conv", 1)
 DEEP = ModelKey("deep", 2)
 FIXED = ModelKey("fixed", 1)
 SHAPES = {CONV: (1, 12, 12), DEEP: (5,), FIXED: (5,)}
+CALIBRATION = Calibration(temperature=(0.4, 0.3, -0.2), outlier=(-1, 0.5, 1.5, 0.2, 0.3, -0.1))
 SECONDS = 30.0
 """Longest wait for any future: a hang is a failure, not a hang of the suite."""
 
 
 def save_models(root: Path) -> Registry:
-    """`conv` reads pictures of 12 x 12, `deep` and `fixed` five numbers; `fixed` has three rows."""
+    """`conv` reads pictures of 12 x 12, `deep` and `fixed` five numbers; `fixed` has three rows.
+
+    `conv` alone is calibrated.
+    """
     registry = Registry(root)
     conv = {"name": "conv", "filters": 8, "blocks": 2, "groups": 2}
-    save_model(registry, CONV, conv, shape=SHAPES[CONV])
+    save_model(registry, CONV, conv, shape=SHAPES[CONV], calibration=CALIBRATION)
     deep = {"name": "mlp", "hidden": [16, 16]}
     save_model(registry, DEEP, deep, steps=4, shape=SHAPES[DEEP])
     fixed = {"name": "mlp", "hidden": [16]}
@@ -110,11 +116,33 @@ def plain(model: LoadedModel, work: Problem) -> Adapted:
         torch.ones(len(work.support.labels), dtype=torch.bool),
     )
     classes = torch.ones(work.support.ways, dtype=torch.bool)
-    phi, losses = adapt(model.learner, model.theta, examples, classes, model.alpha, work.steps)
-    rows = [
-        model.learner.logits(phi, torch.from_numpy(query[None])).softmax(-1) for query in work.query
-    ]
-    return Adapted(tuple(losses.tolist()), torch.cat(rows).detach().numpy())
+    phi, losses, _ = adapt(model.learner, model.theta, examples, classes, model.alpha, work.steps)
+    calibration = model.card.calibration
+    shots = np.bincount(work.support.labels, minlength=work.support.ways)
+    size = np.log([work.support.ways, work.support.ways / (1 / shots).sum()])
+    a, *slopes = calibration.temperature if calibration else (0, 0, 0)
+    temperature = math.exp(a + np.dot(slopes, size))
+    features = model.learner.features(phi, examples.inputs).detach().numpy()
+    means = [features[work.support.labels == way].mean(0) for way in range(work.support.ways)]
+    rows, outliers = [], []
+    for query in torch.from_numpy(work.query)[:, None]:
+        rows.append((model.learner.logits(phi, query) / temperature).softmax(-1))
+        feature = model.learner.features(phi, query).detach().numpy()[0]
+        distances = [((feature - mean) ** 2).sum() for mean in means]
+        near = math.log(min(distances))
+        terms = [1, near, near - math.log(np.mean(distances)), *size, near * size[0]]
+        outliers.append(
+            1 / (1 + math.exp(-np.dot(calibration.outlier if calibration else [0] * 6, terms)))
+        )
+    answers = torch.cat(rows).detach().numpy() if rows else np.empty((0, work.support.ways))
+    known = np.array(outliers, np.float32) if calibration else None
+    return Adapted(tuple(losses.tolist()), Answers(answers, known))
+
+
+def rows_of(adapted: Adapted) -> Floats:
+    """The probabilities that an adaptation was answered with."""
+    assert adapted.answers is not None
+    return adapted.answers.probabilities
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -7,12 +7,14 @@ SIZE = 4 * 10
 
 
 def phi(value: float = 0.0, numbers: int = 10) -> Phi:
-    return Phi({"head.weight": torch.full((numbers,), value)}, ways=2)
+    nothing = torch.empty(0)
+    return Phi({"head.weight": torch.full((numbers,), value)}, 2, nothing, nothing)
 
 
-def test_bytes_are_those_of_all_parameters():
+def test_bytes_are_those_of_all_tensors():
     parameters = {"a": torch.zeros(3, 2), "b": torch.zeros(5, dtype=torch.float64)}
-    assert Phi(parameters, ways=2).bytes == 6 * 4 + 5 * 8
+    phi = Phi(parameters, 2, means=torch.zeros(2, 7), size=torch.zeros(2))
+    assert phi.bytes == 6 * 4 + 5 * 8 + 14 * 4 + 2 * 4
 
 
 def test_the_least_recently_used_goes_first():

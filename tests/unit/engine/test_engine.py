@@ -12,6 +12,7 @@ from app.engine import Engine, ModelKey, PhiMissing, SupportSet
 from app.errors import NotReady
 from app.settings import Settings
 from tests.unit.engine.helpers import (
+    CALIBRATION,
     CONV,
     DEEP,
     FIXED,
@@ -20,6 +21,7 @@ from tests.unit.engine.helpers import (
     answer,
     plain,
     problem,
+    rows_of,
     start,
     submit,
     wait_until,
@@ -61,18 +63,35 @@ def many_problems(count: int, seed: int) -> list[Problem]:
 def test_an_adaptation_is_the_plain_inner_loop(engine, models, model, shots):
     work = problem(1, shots, queries=9, model=model)
     got, want = answer(engine, "plain", work), plain(models[model], work)
-    np.testing.assert_allclose(got.probabilities, want.probabilities, **SAME)
+    np.testing.assert_allclose(got.answers.probabilities, want.answers.probabilities, **SAME)
     np.testing.assert_allclose(got.support_loss, want.support_loss, rtol=1e-4, atol=1e-5)
-    assert got.probabilities.dtype == np.float32
-    assert got.probabilities.shape == (9, len(shots))
-    np.testing.assert_allclose(got.probabilities.sum(-1), 1, atol=1e-5)
+    assert got.answers.probabilities.dtype == np.float32
+    assert got.answers.probabilities.shape == (9, len(shots))
+    np.testing.assert_allclose(got.answers.probabilities.sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("shots", [[1, 1], [5, 1, 3], [1, 4, 2, 1, 3, 1, 1, 5, 2]])
+def test_a_calibrated_model_says_how_probably_a_query_is_of_no_class(engine, models, shots):
+    work = problem(3, shots, queries=70)
+    got, want = answer(engine, "outliers", work).answers, plain(models[CONV], work).answers
+    assert got.outlier.shape == (70,)
+    assert np.ptp(want.outlier) > 0.02, "they are all alike"
+    np.testing.assert_allclose(got.outlier, want.outlier, rtol=0, atol=1e-4)
+    later = engine.predict(CONV, "outliers", work.query).result(SECONDS)
+    np.testing.assert_allclose(later.outlier, want.outlier, rtol=0, atol=1e-4)
+
+
+def test_a_model_that_is_not_calibrated_says_nothing_of_outliers(engine):
+    work = problem(3, [1, 2], model=DEEP)
+    assert answer(engine, "uncalibrated", work).answers.outlier is None
+    assert engine.predict(DEEP, "uncalibrated", work.query).result(SECONDS).outlier is None
 
 
 @pytest.mark.parametrize("shots", [[1, 1, 1], [4, 1, 8]])
 def test_a_head_of_fixed_width_is_served_with_its_own_rows(engine, models, shots):
     work = problem(1, shots, queries=9, model=FIXED)
     got, want = answer(engine, "fixed", work), plain(models[FIXED], work)
-    np.testing.assert_allclose(got.probabilities, want.probabilities, **SAME)
+    np.testing.assert_allclose(got.answers.probabilities, want.answers.probabilities, **SAME)
     np.testing.assert_allclose(got.support_loss, want.support_loss, rtol=1e-4, atol=1e-5)
 
 
@@ -83,7 +102,9 @@ def test_the_support_loss_starts_at_ln_n_and_has_one_more_number_than_steps(engi
     assert len(got.support_loss) == steps + 1
     assert got.support_loss[0] == pytest.approx(math.log(3), abs=1e-6)
     assert got.support_loss[-1] < got.support_loss[0]
-    np.testing.assert_allclose(got.probabilities, plain(models[CONV], work).probabilities, **SAME)
+    np.testing.assert_allclose(
+        got.answers.probabilities, rows_of(plain(models[CONV], work)), **SAME
+    )
 
 
 def test_tasks_of_all_sizes_submitted_at_once_each_get_their_lone_answer(engine, models):
@@ -92,7 +113,7 @@ def test_tasks_of_all_sizes_submitted_at_once_each_get_their_lone_answer(engine,
     futures = [submit(engine, f"crowd:{n}", work) for n, work in enumerate(problems)]
     for work, future in zip(problems, futures, strict=True):
         got, want = future.result(SECONDS), plain(models[work.model], work)
-        np.testing.assert_allclose(got.probabilities, want.probabilities, **SAME)
+        np.testing.assert_allclose(got.answers.probabilities, want.answers.probabilities, **SAME)
         np.testing.assert_allclose(got.support_loss, want.support_loss, rtol=1e-4, atol=1e-5)
     after = engine.stats()
     assert after["batched_requests_total"] - before["batched_requests_total"] == 60
@@ -102,26 +123,26 @@ def test_tasks_of_all_sizes_submitted_at_once_each_get_their_lone_answer(engine,
 def test_an_adaptation_without_a_query_has_no_probabilities_but_keeps_phi(engine):
     work = problem(4, [2, 2])
     got = engine.adapt(CONV, "silent", work.support, 3, None).result(SECONDS)
-    assert got.probabilities is None
-    rows = engine.predict(CONV, "silent", work.query).result(SECONDS)
-    np.testing.assert_allclose(rows, answer(engine, "asked", work).probabilities, **SAME)
+    assert got.answers is None
+    rows = engine.predict(CONV, "silent", work.query).result(SECONDS).probabilities
+    np.testing.assert_allclose(rows, rows_of(answer(engine, "asked", work)), **SAME)
 
 
 def test_no_queries_make_no_rows(engine):
     work = problem(4, [2, 2, 1], queries=0)
-    assert answer(engine, "none", work).probabilities.shape == (0, 3)
-    assert engine.predict(CONV, "none", work.query).result(SECONDS).shape == (0, 3)
+    assert rows_of(answer(engine, "none", work)).shape == (0, 3)
+    assert engine.predict(CONV, "none", work.query).result(SECONDS).probabilities.shape == (0, 3)
 
 
 @pytest.mark.parametrize("model", [CONV, DEEP])
 def test_a_query_is_answered_alike_alone_and_among_fifty_others(engine, model):
     work = problem(5, [1, 2, 3, 1, 1], queries=51, model=model)
-    among = answer(engine, "fifty", work).probabilities
+    among = rows_of(answer(engine, "fifty", work))
     for index in (0, 17, 50):
         one = Problem(model, work.support, work.query[index : index + 1])
-        alone = engine.predict(model, "fifty", one.query).result(SECONDS)
+        alone = engine.predict(model, "fifty", one.query).result(SECONDS).probabilities
         np.testing.assert_allclose(alone[0], among[index], **SAME)
-        adapted = answer(engine, "again", one).probabilities
+        adapted = rows_of(answer(engine, "again", one))
         np.testing.assert_allclose(adapted[0], among[index], **SAME)
 
 
@@ -129,8 +150,8 @@ def test_a_query_is_answered_alike_alone_and_among_fifty_others(engine, model):
 def test_any_number_of_queries_is_answered_in_order(engine, models, queries):
     work = problem(6, [1, 2, 1], queries=queries)
     engine.adapt(CONV, "chunks", work.support, 3, None).result(SECONDS)
-    rows = engine.predict(CONV, "chunks", work.query).result(SECONDS)
-    np.testing.assert_allclose(rows, plain(models[CONV], work).probabilities, **SAME)
+    rows = engine.predict(CONV, "chunks", work.query).result(SECONDS).probabilities
+    np.testing.assert_allclose(rows, rows_of(plain(models[CONV], work)), **SAME)
 
 
 def test_predictions_of_sessions_of_all_sizes_at_once_are_each_their_own(engine, models):
@@ -142,8 +163,8 @@ def test_predictions_of_sessions_of_all_sizes_at_once_are_each_their_own(engine,
         for number, work in enumerate(problems)
     ]
     for work, future in zip(problems, futures, strict=True):
-        want = plain(models[work.model], work).probabilities
-        np.testing.assert_allclose(future.result(SECONDS), want, **SAME)
+        want = rows_of(plain(models[work.model], work))
+        np.testing.assert_allclose(future.result(SECONDS).probabilities, want, **SAME)
 
 
 @pytest.mark.parametrize("model", [CONV, DEEP])
@@ -151,8 +172,8 @@ def test_permuting_the_labels_permutes_the_answers(engine, model):
     work = problem(8, [1, 3, 2, 5, 1], model=model)
     order = np.array([3, 0, 4, 1, 2])  # class c becomes order[c]
     renamed = SupportSet(work.support.inputs, order[work.support.labels], 5)
-    rows = answer(engine, "before", work).probabilities
-    permuted = answer(engine, "after", Problem(model, renamed, work.query)).probabilities
+    rows = rows_of(answer(engine, "before", work))
+    permuted = rows_of(answer(engine, "after", Problem(model, renamed, work.query)))
     np.testing.assert_allclose(permuted[:, order], rows, rtol=0, atol=1e-4)
 
 
@@ -160,15 +181,15 @@ def test_the_order_of_the_support_set_does_not_matter(engine):
     work = problem(9, [2, 3, 4])
     order = np.random.default_rng(0).permutation(9)
     shuffled = SupportSet(work.support.inputs[order], work.support.labels[order], 3)
-    got = answer(engine, "shuffled", Problem(CONV, shuffled, work.query)).probabilities
-    want = answer(engine, "sorted", work).probabilities
+    got = rows_of(answer(engine, "shuffled", Problem(CONV, shuffled, work.query)))
+    want = rows_of(answer(engine, "sorted", work))
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("model", [CONV, DEEP])
 def test_exported_weights_run_by_hand_give_the_served_probabilities(engine, models, model):
     work = problem(10, [1, 2, 3], model=model)
-    served = answer(engine, "exported", work).probabilities
+    served = rows_of(answer(engine, "exported", work))
     phi = engine.weights(model, "exported").result(SECONDS)
     theta = models[model].theta
     assert set(phi) == set(theta)
@@ -176,16 +197,19 @@ def test_exported_weights_run_by_hand_give_the_served_probabilities(engine, mode
     assert phi["head.bias"].shape == (3,)
     assert all(value.dtype == np.float32 for value in phi.values())
     tensors = {name: torch.from_numpy(value) for name, value in phi.items()}
-    rows = models[model].learner.logits(tensors, torch.from_numpy(work.query)).softmax(-1)
-    np.testing.assert_allclose(served, rows.numpy(), **SAME)
+    logits = models[model].learner.logits(tensors, torch.from_numpy(work.query))
+    if model == CONV:  # 3 classes, of 1, 2 and 3 examples
+        a, of_ways, of_shots = CALIBRATION.temperature
+        logits /= math.exp(a + of_ways * math.log(3) + of_shots * math.log(3 / (1 + 1 / 2 + 1 / 3)))
+    np.testing.assert_allclose(served, logits.softmax(-1).numpy(), **SAME)
 
 
 def test_exported_weights_are_a_copy(engine):
     work = problem(11, [1, 2])
-    served = answer(engine, "copied", work).probabilities
+    served = rows_of(answer(engine, "copied", work))
     for value in engine.weights(CONV, "copied").result(SECONDS).values():
         value[:] = 0
-    again = engine.predict(CONV, "copied", work.query).result(SECONDS)
+    again = engine.predict(CONV, "copied", work.query).result(SECONDS).probabilities
     np.testing.assert_array_equal(again, served)
 
 
@@ -203,13 +227,13 @@ def test_a_missing_phi_does_not_disturb_its_neighbours(running, device, models):
     keys = ["there", "gone", "there", "gone"]
     futures = [engine.predict(CONV, key, work.query) for key in keys]
     device.gate.set()
-    want = plain(models[CONV], work).probabilities
+    want = rows_of(plain(models[CONV], work))
     for key, future in zip(keys, futures, strict=True):
         if key == "gone":
             with pytest.raises(PhiMissing):
                 future.result(SECONDS)
         else:
-            np.testing.assert_allclose(future.result(SECONDS), want, **SAME)
+            np.testing.assert_allclose(future.result(SECONDS).probabilities, want, **SAME)
 
 
 def test_forget_drops_phi_and_nothing_else(engine):
@@ -220,7 +244,7 @@ def test_forget_drops_phi_and_nothing_else(engine):
     engine.forget("was never there")
     with pytest.raises(PhiMissing):
         engine.predict(CONV, "dropped", work.query).result(SECONDS)
-    assert engine.predict(CONV, "kept", work.query).result(SECONDS).shape == (6, 2)
+    assert engine.predict(CONV, "kept", work.query).result(SECONDS).probabilities.shape == (6, 2)
 
 
 def test_an_evicted_phi_is_missing_and_adapting_again_gives_the_same(running, models):
@@ -229,21 +253,22 @@ def test_an_evicted_phi_is_missing_and_adapting_again_gives_the_same(running, mo
     rows = 8  # the head's, padded
     head = weights["head.weight"].shape[1] + 1
     body = sum(v.numel() for k, v in weights.items() if k.startswith("network."))
-    engine = running(phi_cache_bytes=4 * 2 * (body + rows * head))  # room for two
-    first = [answer(engine, f"{n}", work).probabilities for n, work in enumerate(works)]
+    means, size = rows * (head - 1), 2
+    engine = running(phi_cache_bytes=4 * 2 * (body + rows * head + means + size))  # room for two
+    first = [rows_of(answer(engine, f"{n}", work)) for n, work in enumerate(works)]
     assert engine.stats()["phi_cache_sessions"] == 2
     assert engine.stats()["phi_cache_evictions_total"] == 1
     with pytest.raises(PhiMissing):
         engine.predict(CONV, "0", works[0].query).result(SECONDS)
-    np.testing.assert_allclose(answer(engine, "0", works[0]).probabilities, first[0], **SAME)
-    again = engine.predict(CONV, "0", works[0].query).result(SECONDS)
+    np.testing.assert_allclose(rows_of(answer(engine, "0", works[0])), first[0], **SAME)
+    again = engine.predict(CONV, "0", works[0].query).result(SECONDS).probabilities
     np.testing.assert_allclose(again, first[0], **SAME)
 
 
 def test_without_a_cache_every_adaptation_is_answered_and_nothing_is_kept(running, models):
     engine, work = running(phi_cache_bytes=0), problem(23, [1, 2])
-    want = plain(models[CONV], work).probabilities
-    np.testing.assert_allclose(answer(engine, "a", work).probabilities, want, **SAME)
+    want = rows_of(plain(models[CONV], work))
+    np.testing.assert_allclose(rows_of(answer(engine, "a", work)), want, **SAME)
     with pytest.raises(PhiMissing):
         engine.predict(CONV, "a", work.query).result(SECONDS)
 
@@ -252,13 +277,13 @@ def test_a_key_adapted_anew_answers_with_the_new_phi(engine, models):
     old, new = problem(24, [1, 2]), problem(25, [2, 1, 1])
     answer(engine, "reused", old)
     answer(engine, "reused", new)
-    rows = engine.predict(CONV, "reused", new.query).result(SECONDS)
-    np.testing.assert_allclose(rows, plain(models[CONV], new).probabilities, **SAME)
+    rows = engine.predict(CONV, "reused", new.query).result(SECONDS).probabilities
+    np.testing.assert_allclose(rows, rows_of(plain(models[CONV], new)), **SAME)
 
 
 def test_sixteen_threads_of_twenty_requests_all_get_their_own_answers(engine, models):
     problems = many_problems(16, seed=30)
-    wants = [plain(models[work.model], work).probabilities for work in problems]
+    wants = [rows_of(plain(models[work.model], work)) for work in problems]
 
     def caller(number: int) -> float:
         worst = 0.0
@@ -266,8 +291,8 @@ def test_sixteen_threads_of_twenty_requests_all_get_their_own_answers(engine, mo
             index = (number + turn) % len(problems)
             work, key = problems[index], f"thread:{number}:{turn}"
             rows = [
-                answer(engine, key, work).probabilities,
-                engine.predict(work.model, key, work.query).result(SECONDS),
+                rows_of(answer(engine, key, work)),
+                engine.predict(work.model, key, work.query).result(SECONDS).probabilities,
             ]
             worst = max(worst, *(float(np.abs(got - wants[index]).max()) for got in rows))
         return worst

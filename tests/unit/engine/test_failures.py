@@ -68,8 +68,8 @@ def test_a_failing_request_fails_alone_and_its_neighbours_are_answered(running, 
     assert "cuda error" not in str(caught.value), "what broke inside is no business of a caller"
     works.pop(3)
     for future, work in zip(futures, works, strict=True):
-        want = plain(models[CONV], work).probabilities
-        got = future.result(SECONDS).probabilities
+        want = plain(models[CONV], work).answers.probabilities
+        got = future.result(SECONDS).answers.probabilities
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
     assert engine.ready
     assert engine.stats()["batch_failures_total"] == 2, "the batch, and the poisoned one alone"
@@ -77,7 +77,7 @@ def test_a_failing_request_fails_alone_and_its_neighbours_are_answered(running, 
 
 def test_a_failing_prediction_fails_alone_too(running, device):
     engine, work = running(), problem(1, [1, 2])
-    want = answer(engine, "phi", work).probabilities
+    want = answer(engine, "phi", work).answers.probabilities
     bad = work.query.copy()
     bad.flat[0] = POISON
     device.hold(engine)
@@ -86,7 +86,8 @@ def test_a_failing_prediction_fails_alone_too(running, device):
     with pytest.raises(EngineFailed):
         futures[1].result(SECONDS)
     for future in (futures[0], futures[2]):
-        np.testing.assert_allclose(future.result(SECONDS), want, rtol=0, atol=1e-5)
+        got = future.result(SECONDS).probabilities
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 
 def test_the_reason_is_logged(running, logs):

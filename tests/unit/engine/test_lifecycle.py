@@ -22,6 +22,7 @@ from tests.unit.engine.helpers import (
     answer,
     plain,
     problem,
+    rows_of,
     save_model,
     save_models,
     start,
@@ -72,7 +73,7 @@ def test_while_warming_up_nothing_is_taken_and_afterwards_it_is(build, monkeypat
         submit(engine, "early", problem(1, [1, 1]))
     gate.set()
     wait_until(lambda: engine.ready)
-    assert answer(engine, "later", problem(1, [1, 1])).probabilities.shape == (6, 2)
+    assert rows_of(answer(engine, "later", problem(1, [1, 1]))).shape == (6, 2)
 
 
 def test_what_waits_at_stop_is_served_and_what_comes_later_is_refused(running, device, models):
@@ -84,10 +85,10 @@ def test_what_waits_at_stop_is_served_and_what_comes_later_is_refused(running, d
     device.gate.set()
     stopping.join(SECONDS)
     assert held.done()
-    want = plain(models[CONV], work).probabilities
+    want = rows_of(plain(models[CONV], work))
     for future in waiting:
         assert future.done(), "stop returned before the work was done"
-        np.testing.assert_allclose(future.result(0).probabilities, want, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(future.result(0).answers.probabilities, want, rtol=0, atol=1e-5)
     assert not engine.ready
     assert not engine.failed
 
@@ -132,8 +133,8 @@ def test_beyond_the_queue_limit_work_is_refused_and_the_rest_is_served(running, 
     assert engine.stats()["queue_length"] == 4
     device.gate.set()
     for future in waiting:
-        assert future.result(SECONDS).probabilities.shape == (6, 2)
-    assert answer(engine, "room again", work).probabilities.shape == (6, 2)
+        assert future.result(SECONDS).answers.probabilities.shape == (6, 2)
+    assert rows_of(answer(engine, "room again", work)).shape == (6, 2)
 
 
 def test_callers_who_have_gone_cost_the_device_nothing(running, device):
@@ -199,7 +200,9 @@ def test_models_with_rates_for_the_head_alone_or_for_every_number_are_served(tmp
             work = replace(problem(3, [2, 1, 3], model=DEEP), model=key)
             want = plain(registry.load(key.name, 1), work)
             got = answer(engine, key.name, work)
-            np.testing.assert_allclose(got.probabilities, want.probabilities, atol=1e-5)
+            np.testing.assert_allclose(
+                got.answers.probabilities, want.answers.probabilities, atol=1e-5
+            )
             np.testing.assert_allclose(got.support_loss, want.support_loss, atol=1e-5)
     finally:
         engine.stop(SECONDS)

@@ -30,7 +30,7 @@ def test_fixed_head_with_one_alpha_is_plain_sgd():
     theta, support = theta_of(learner), examples_of(PICTURE, RAGGED)
     run = SgdRun(learner, theta, 3)
     run.train(support, 4, lambda name, step: 0.1)
-    phi, losses = adapt(learner, theta, support, existing(3), 0.1, 4)
+    phi, losses, _ = adapt(learner, theta, support, existing(3), 0.1, 4)
     assert_same(phi, run.parameters, to=1e-10)
     assert losses.tolist() == pytest.approx(run.losses, abs=1e-10)
     assert losses[-1] < losses[0]
@@ -42,7 +42,7 @@ def test_shared_row_is_plain_sgd_of_equal_rows_with_their_rate_times_n(shots):
     theta, support = theta_of(learner), examples_of(PICTURE, shots)
     run = SgdRun(learner, theta, ways)
     run.train(support, 4, lambda name, step: 0.1 * (ways if name.startswith(HEAD) else 1))
-    phi, losses = adapt(learner, theta, support, existing(ways), 0.1, 4)
+    phi, losses, _ = adapt(learner, theta, support, existing(ways), 0.1, 4)
     assert_same(phi, run.parameters, to=1e-10)
     assert losses.tolist() == pytest.approx(run.losses, abs=1e-10)
 
@@ -55,7 +55,7 @@ def test_with_a_temperature_it_is_sgd_on_cooler_logits_and_reports_the_loss_with
     factor = 3 if head == "shared-row" else 1
     run = SgdRun(learner, theta, 3)
     run.train(support, 3, lambda name, step: 0.4 * (factor if name.startswith(HEAD) else 1))
-    phi, losses = adapt(learner, theta, support, existing(3), 0.4, 3)
+    phi, losses, _ = adapt(learner, theta, support, existing(3), 0.4, 3)
     assert_same(phi, run.parameters, to=1e-10)
     assert losses.tolist() == pytest.approx(run.losses, abs=1e-10)
     learner.temperature = 1.0
@@ -94,7 +94,7 @@ def test_alpha_by_parameter_and_step_is_sgd_with_changing_rates_the_last_kept(he
             float(alpha[name][min(step, 2)]) * (factor if name.startswith(HEAD) else 1)
         ),
     )
-    phi, losses = adapt(learner, theta, support, existing(3), alpha, 5)
+    phi, losses, _ = adapt(learner, theta, support, existing(3), alpha, 5)
     assert_same(phi, run.parameters, to=1e-10)
     assert losses.tolist() == pytest.approx(run.losses, abs=1e-10)
 
@@ -105,14 +105,14 @@ def test_any_module_of_torch_can_be_the_network():
     theta, support = theta_of(learner), examples_of(PICTURE, RAGGED)
     run = SgdRun(learner, theta, 3)
     run.train(support, 3, lambda name, step: 0.2 * (3 if name.startswith(HEAD) else 1))
-    phi, _ = adapt(learner, theta, support, existing(3), 0.2, 3)
+    phi, *_ = adapt(learner, theta, support, existing(3), 0.2, 3)
     assert_same(phi, run.parameters, to=1e-10)
 
 
 def test_no_steps_leave_theta_and_tell_its_loss():
     learner = mlp_learner("fixed-3")
     theta, support = theta_of(learner), examples_of(VECTOR, RAGGED)
-    phi, losses = adapt(learner, theta, support, existing(3), 0.1, 0)
+    phi, losses, _ = adapt(learner, theta, support, existing(3), 0.1, 0)
     assert_same(phi, theta, to=0)
     run = SgdRun(learner, theta, 3)
     run.train(support, 0, lambda name, step: 0.0)
@@ -149,7 +149,7 @@ def test_phi_and_losses_have_the_right_derivatives_of_theta_and_alpha(head):
     def adapted(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         theta = dict(zip(names, values[: len(names)], strict=True))
         alpha = dict(zip(names, values[len(names) :], strict=True))
-        phi, losses = adapt(learner, theta, support, existing(3), alpha, 3)
+        phi, losses, _ = adapt(learner, theta, support, existing(3), alpha, 3)
         return (*phi.values(), losses)
 
     values = [value.clone().requires_grad_() for value in (*theta.values(), *alpha)]
@@ -161,9 +161,9 @@ def test_permuting_the_labels_permutes_the_logits():
     theta, support = theta_of(learner), examples_of(PICTURE, (1, 4, 2, 3))
     query = torch.rand((6, *PICTURE), generator=torch.Generator().manual_seed(9)).double()
     order = torch.tensor([2, 0, 3, 1])
-    phi, losses = adapt(learner, theta, support, existing(4), 0.2, 3)
+    phi, losses, _ = adapt(learner, theta, support, existing(4), 0.2, 3)
     renamed = support._replace(labels=order[support.labels])
-    other, other_losses = adapt(learner, theta, renamed, existing(4), 0.2, 3)
+    other, other_losses, _ = adapt(learner, theta, renamed, existing(4), 0.2, 3)
     logits = learner.logits(phi, query)
     torch.testing.assert_close(learner.logits(other, query)[:, order], logits, rtol=0, atol=1e-12)
     torch.testing.assert_close(other_losses, losses, rtol=0, atol=1e-12)
@@ -191,8 +191,8 @@ def test_repeating_the_examples_of_a_class_changes_nothing(head, times):
     theta, support = theta_of(learner), examples_of(PICTURE, RAGGED)
     again = torch.cat([torch.nonzero(support.labels == c)[:, 0].repeat(times[c]) for c in range(3)])
     more = Examples(*(tensor[again] for tensor in support))
-    phi, losses = adapt(learner, theta, support, existing(3), 0.2, 3)
-    other, other_losses = adapt(learner, theta, more, existing(3), 0.2, 3)
+    phi, losses, _ = adapt(learner, theta, support, existing(3), 0.2, 3)
+    other, other_losses, _ = adapt(learner, theta, more, existing(3), 0.2, 3)
     assert len(more.labels) > len(support.labels)
     assert_same(other, phi, to=1e-12)
     torch.testing.assert_close(other_losses, losses, rtol=0, atol=1e-12)

@@ -77,7 +77,7 @@ def test_step_by_parameter_is_alpha_times_the_gradient_number_by_number(head):
     run = SgdRun(learner, theta, 3)
     before = {name: value.detach().clone() for name, value in run.parameters.items()}
     run.train(task.support, 1, lambda name, step: 0.0)
-    phi, _ = adapt(learner, theta, task.support, task.classes, alpha, 1)
+    phi, *_ = adapt(learner, theta, task.support, task.classes, alpha, 1)
     factor = 3 if head == "shared-row" else 1
     expected = {
         name: before[name]
@@ -99,7 +99,7 @@ def test_every_step_takes_the_same_alpha_by_parameter():
             name: value - alpha[name][0] * run.first_gradient[name]
             for name, value in expected.items()
         }
-    phi, _ = adapt(learner, theta, task.support, task.classes, alpha, 3)
+    phi, *_ = adapt(learner, theta, task.support, task.classes, alpha, 3)
     assert_same(phi, expected, to=1e-12)
 
 
@@ -108,8 +108,8 @@ def test_equal_alphas_by_parameter_are_one_alpha():
     theta, task = theta_of(learner), task_of(VECTOR, SHOTS, QUERIES)
     parameters = initial_rates(theta, dict.fromkeys(theta, (0.25,)), "parameter")
     alpha = rates(parameters, "parameter")
-    phi, losses = adapt(learner, theta, task.support, task.classes, alpha, 3)
-    expected, other = adapt(learner, theta, task.support, task.classes, 0.25, 3)
+    phi, losses, _ = adapt(learner, theta, task.support, task.classes, alpha, 3)
+    expected, other, _ = adapt(learner, theta, task.support, task.classes, 0.25, 3)
     assert_same(phi, expected, to=1e-14)
     torch.testing.assert_close(losses, other, rtol=0, atol=1e-14)
 

@@ -61,6 +61,38 @@ def test_batch_norm_is_refused_by_its_name(network, name):
         Learner(network, build_head("shared-row"), 8)
 
 
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (nn.InstanceNorm2d(1, track_running_stats=True), "^InstanceNorm2d: .*track_running_stats"),
+        (nn.Sequential(nn.Dropout2d(0.2), nn.AlphaDropout(0.1)), "^0, 1: dropout draws at random"),
+        (nn.Sequential(nn.Identity(), nn.LSTM(4, 4)), "^1: .*nn.LSTMCell"),
+        (nn.LazyBatchNorm2d(), "^LazyBatchNorm2d: batch norm"),
+    ],
+)
+def test_what_would_train_otherwise_than_it_serves_is_refused_by_its_name(network, message):
+    with pytest.raises(ValueError, match=message):
+        Learner(network, build_head("shared-row"), 8)
+
+
+def test_norms_over_one_example_and_dropout_of_nothing_are_welcome():
+    network = nn.Sequential(
+        nn.InstanceNorm2d(1), nn.GroupNorm(1, 1), nn.LayerNorm(6), nn.Dropout(0.0), nn.Flatten()
+    )
+    assert Learner(network, build_head("shared-row"), 36).network is network
+
+
+def test_a_network_that_makes_itself_has_the_first_values_that_it_makes():
+    def make(seed: int) -> nn.Module:
+        network = nn.Linear(4, 2)
+        nn.init.constant_(network.weight, seed)
+        return network
+
+    learner = Learner(make(0), build_head("shared-row"), 2, make=make)
+    assert learner.initial(7)["network.weight"].unique().tolist() == [7]
+    assert learner.network.weight.unique().tolist() == [0]
+
+
 def test_papers_network_with_a_head_of_five_has_as_many_parameters_as_by_hand():
     network = ConvNet((1, 28, 28))
     learner = Learner(network, build_head("fixed-5"), network.features)

@@ -198,7 +198,7 @@ def test_an_answer_depends_on_the_other_queries_with_batch_norm_alone(norm, down
     learner.network.train(training)
     task = task_of(SHAPE, (1, 2, 1), (2, 2, 2))
     theta = theta_of(learner)
-    phi, _ = adapt(learner, theta, task.support, task.classes, 0.1, 2)
+    phi, *_ = adapt(learner, theta, task.support, task.classes, 0.1, 2)
     among = learner.logits(phi, task.query.inputs)[0]
     with_others = task.query.inputs.clone()
     with_others[1:] = normal(5, *SHAPE, seed=4)

@@ -118,7 +118,7 @@ def test_inner_loop_is_plain_sgd_of_the_mean_squared_error(outputs):
         losses.append(loss.item())
         loss.backward()
         optimizer.step()
-    phi, told = adapt(learner, theta, support, existing(outputs), 0.1, 5)
+    phi, told, _ = adapt(learner, theta, support, existing(outputs), 0.1, 5)
     assert_same(phi, run.parameters, to=1e-12)
     assert told[:-1].tolist() == pytest.approx(losses, abs=1e-12)
     assert told[-1] < told[0]

@@ -69,9 +69,9 @@ def test_a_batch_of_padded_tasks_is_a_loop_over_the_tasks_as_they_are(garbage):
     def adapt_one(support: Examples, classes: Tensor) -> Adaptation:
         return adapt(learner, theta, support, classes, alpha, 3)
 
-    phis, losses = vmap(adapt_one)(batch.support, batch.classes)
+    phis, losses, _ = vmap(adapt_one)(batch.support, batch.classes)
     for index, task in enumerate(tasks):
-        phi, loss = adapt_one(task.support, task.classes)
+        phi, loss, _ = adapt_one(task.support, task.classes)
         got = {name: value[index] for name, value in phis.items()}
         ways = len(task.classes)
         got["head.weight"], got["head.bias"] = got["head.weight"][:ways], got["head.bias"][:ways]

@@ -3,7 +3,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from app.registry import AccuracyFigure, Card
+from app.registry import AccuracyFigure, Card, InputSpec
 from app.registry.card import ErrorFigure
 from tests.fakes import make_card
 
@@ -71,3 +71,12 @@ def test_a_card_from_before_memory_was_measured_still_reads():
     content = json.loads(make_card("omniglot").model_dump_json())
     del content["peak_memory_bytes"]
     assert Card.model_validate(content).peak_memory_bytes is None
+
+
+@pytest.mark.parametrize(
+    "statistics", [{"mean": (0, 0)}, {"scale": (1, 1)}, {"mean": (0, 0), "scale": (1,)}]
+)
+def test_an_inputs_statistics_are_one_mean_and_one_scale_for_each_place(statistics):
+    assert InputSpec(kind="values", shape=(2, 5), mean=(0, 1), scale=(1, 2)).mean == (0, 1)
+    with pytest.raises(ValidationError, match="as many numbers as the first axis is long"):
+        InputSpec(kind="values", shape=(2, 5), **statistics)

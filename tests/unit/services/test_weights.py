@@ -1,10 +1,13 @@
 import json
+import math
 from datetime import UTC, datetime
 
 import numpy as np
+import pytest
 import safetensors.numpy
 
 from app.database import SessionRecord
+from app.registry.card import Calibration
 from app.services.weights import weights_file
 from tests.fakes import make_card
 
@@ -51,6 +54,8 @@ def test_the_metadata_says_how_to_run_it_elsewhere():
         "kind": "values",
         "shape": [4],
         "dark_on_light": False,
+        "mean": None,
+        "scale": None,
     }
     assert json.loads(metadata.pop("network")) == {"name": "mlp", "hidden": [8]}
     assert "softmax" in metadata.pop("how_to_run")
@@ -64,4 +69,14 @@ def test_the_metadata_says_how_to_run_it_elsewhere():
         "model_version": "1",
         "theta_sha256": "0f" * 32,
         "head": "shared-row",
+        "temperature": "1.0",
     }
+
+
+def test_the_temperature_is_that_of_the_sessions_classes_and_shots():
+    calibration = Calibration(temperature=(0.5, 0.25, -0.125), outlier=(0,) * 6)
+    card = make_card("values", calibration=calibration)
+    metadata = metadata_of(weights_file({"w": np.zeros(1, np.float32)}, RECORD, card))
+    shots = 3 / (1 + 1 + 1 / 2)  # the harmonic mean of 1, 1 and 2
+    expected = math.exp(0.5 + 0.25 * math.log(3) - 0.125 * math.log(shots))
+    assert float(metadata["temperature"]) == pytest.approx(expected, rel=1e-5)

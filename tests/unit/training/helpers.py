@@ -12,7 +12,7 @@ import torch
 from app.data.distributions import Source, load_source
 from app.data.omniglot import INPUT
 from app.data.pools import ClassPool, data_digest
-from app.training import job, measure
+from app.training import job, sources
 from app.training.distributed import World
 from app.training.recipe import Measure, Recipe
 
@@ -205,8 +205,7 @@ def feed(patch: pytest.MonkeyPatch, pools: dict[str, ClassPool] | None = None) -
         given = pools or make_pools()
         return Source(INPUT, given, data_digest(given))
 
-    for module in (job, measure):
-        patch.setattr(module, "load_source", load)
+    patch.setattr(sources, "load_source", load)
     return folders
 
 
@@ -229,6 +228,8 @@ class Recorder:
 
     def validation(self, line: dict) -> None:
         self.lines.append(line)
+
+    def calibrating(self, done: int, total: int) -> None: ...
 
     def measuring(self, measure: Measure, done: int) -> None:
         self.measures(measure, done)

@@ -50,7 +50,7 @@ def lone_tasks(pool: ClassPool, tasks: int, at_once: int) -> list[Task]:
 
 def by_hand(task: Task, steps: int) -> float:
     """Evaluation in percent after an adaptation, counted query by query."""
-    phi, _ = adapt(LEARNER, THETA, task.support, task.classes, ALPHA, steps)
+    phi, *_ = adapt(LEARNER, THETA, task.support, task.classes, ALPHA, steps)
     right = [
         LEARNER.logits(phi, query[None]).argmax().item() == label.item()
         for query, label in zip(task.query.inputs, task.query.labels, strict=True)

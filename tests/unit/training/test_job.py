@@ -58,6 +58,7 @@ def test_the_version_holds_theta_and_a_card_that_says_how_it_was_made(whole_run)
     given = {"name": "conv", "filters": 4, "blocks": 3, "groups": 2}
     assert card.network == {
         **given,
+        "strides": 2,
         "downsample": "stride",
         "feature_norm": True,
         "norm": "group",
@@ -248,7 +249,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
         run(recipe(), tmp_path, Recorder({3: interrupt}))
     recorder = Recorder()
     with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors belongs to another recipe"):
-        run(recipe(("tasks = 5", "tasks = 6")), tmp_path, recorder)
+        run(recipe(("queries = 3\ntasks = 2", "queries = 4\ntasks = 2")), tmp_path, recorder)
     assert recorder.iterations == []
     assert checkpointed(tmp_path) == 3
     run(recipe(), tmp_path)
@@ -274,7 +275,7 @@ def test_a_truncated_checkpoint_is_refused_by_name(tmp_path):
 
 
 def test_a_version_that_exists_is_refused_before_anything_is_read(whole_run, monkeypatch):
-    monkeypatch.setattr(job, "load_source", lambda *_: pytest.fail("it read the data"))
+    monkeypatch.setattr(job, "load_data", lambda *_: pytest.fail("it read the data"))
     before = theta(whole_run)
     with pytest.raises(RegistryError, match=r"tiny/1 exists already: raise `version`"):
         run(recipe(), whole_run)

@@ -75,7 +75,7 @@ def test_batch_norm_makes_figures_transductive_and_measured_with_a_tasks_whole_q
     together, alone = [], []
     for index in range(6):
         task = lone(tasks, index)
-        phi, _ = adapt(model.learner, model.theta, task.support, task.classes, model.alpha, 2)
+        phi, *_ = adapt(model.learner, model.theta, task.support, task.classes, model.alpha, 2)
         inputs = task.query.inputs
         answers = model.learner.logits(phi, inputs)
         together.append((answers.argmax(-1) == task.query.labels).double().mean().item())
@@ -187,7 +187,7 @@ def test_anil_has_a_rate_for_the_head_alone_and_still_learns_the_network(tmp_pat
     assert set(model.card.alpha) == set(model.alpha) == {"head.weight", "head.bias"}
     fresh = model.learner.initial(tiny.seed)
     task = lone(make_pools()["test"].sample(TaskShape((3, 3), (2, 2), 1), 1, [0]), 0)
-    phi, _ = adapt(model.learner, model.theta, task.support, task.classes, model.alpha, 2)
+    phi, *_ = adapt(model.learner, model.theta, task.support, task.classes, model.alpha, 2)
     for name, value in model.theta.items():
         if name.startswith("network."):
             assert torch.equal(phi[name], value), "the inner loop leaves it"

@@ -1,4 +1,5 @@
 import tomllib
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -87,10 +88,16 @@ def test_what_is_no_utf8_is_said_so(tmp_path):
         (("shots = [1, 2]", "shots = [0, 2]"), r"stages\.1\.first-order-maml\.shots: .*1 <= least"),
         (('algorithm = "maml"', 'algorithm = "mamba"'), r"stages\.0: .*'mamba' .*'maml'"),
         (("tasks = 2\n", "tasks = 2\ntasks_at_once = 0\n"), r"stages\.0\.maml\.tasks_at_once: "),
-        (('"omniglot"', '"imagenet"'), r"data\.distribution: .*'omniglot'"),
-        (('"background/evaluation"', '"mine"'), "data: .*split must be one of .*1200/423"),
-        (('"background/evaluation"', '"64/16/20"'), "data: .*split must be one of .*1200/423"),
-        (("degrees = 10.0", "degrees = 200.0"), r"data\.of_class\.degrees: .*180"),
+        (('"omniglot"', '"imagenet"'), "data: .*'imagenet' .*'omniglot'"),
+        (
+            ('"background/evaluation"', '"mine"'),
+            r"data\.omniglot: .*split must be one of .*1200/423",
+        ),
+        (
+            ('"background/evaluation"', '"64/16/20"'),
+            r"data\.omniglot: .*split must be one of .*1200/423",
+        ),
+        (("degrees = 10.0", "degrees = 200.0"), r"data\.omniglot\.of_class\.degrees: .*180"),
         (("every = 2", "every = 0"), r"validation\.every: "),
         (("tasks = 5", "tasks = 1"), r"figures\.1\.tasks: "),
         (('name = "tiny"', 'name = "../tiny"'), r"name: .*pattern"),
@@ -147,7 +154,11 @@ def test_reptile_goes_with_a_head_of_its_own_rows_and_shots_for_all_its_steps():
         (SINUSOID, ("linear-1", "shared-row"), "`ways` must begin at two classes"),
         (SINUSOID, ("linear-1", "linear-2"), "all `ways` must be 2"),
         (SINUSOID, ("ways = 1\n", "ways = 2\n"), "with the head 'linear-1' all `ways` must be 1"),
-        (SINUSOID, ('"function"', '"cosine"'), "data: .*split must be one of function, oracle"),
+        (
+            SINUSOID,
+            ('"function"', '"cosine"'),
+            r"data\.sinusoid: .*one of function, oracle",
+        ),
         (
             OF_CLASSES.replace("fixed-3", "linear-3"),
             ("seed", "seed"),
@@ -243,7 +254,7 @@ def test_the_digest_ignores_comments_order_and_defaults_written_out():
     [
         ("seed = 3", "seed = 4"),
         ("filters = 4", "filters = 8"),
-        ("tasks = 5", "tasks = 6"),
+        ("queries = 3\ntasks = 2", "queries = 4\ntasks = 2"),
         ("degrees = 10.0", "degrees = 10.5"),
         ("[0.1, 0.05]", "[0.05, 0.1]"),
         ("seed = 3", 'seed = 3\ninitial = "../other/1"'),
@@ -255,6 +266,50 @@ def test_the_digest_tells_recipes_apart(change):
     assert recipe(change).digest() != recipe().digest()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("tasks = 5", "tasks = 6"),
+        ("seed = 3", 'seed = 3\nintended_use = "Forms."\nout_of_scope = "Photographs."'),
+        ('description = "Made-up characters."', 'description = "Others."'),
+        ("filters = 4", "filters = 4  # as many as before"),
+    ],
+    ids=["figures", "texts", "description", "comment"],
+)
+def test_what_does_not_decide_theta_does_not_change_the_digest(change):
+    assert recipe(change).digest() == recipe().digest()
+
+
+def test_what_the_digest_is_made_of_stays_as_it_was_for_recipes_that_were_always_possible():
+    """Else no run that began with an older Innerloop could go on."""
+    tiny = recipe(), recipe(base=SINUSOID)
+    written = [part.model_dump_json(exclude_defaults=True) for part in tiny]
+    assert [sha256(content.encode()).hexdigest() for content in written] == [
+        "b3c4c81c70f5d3a24863e526c7d532c61af9f30506121945aea4e7417c6ab7d6",
+        "d47de7334d9099a07108d70d2824f7e612574290c1cb0aa623190ce43a082507",
+    ]
+
+
 def test_batch_norm_with_shots_that_may_be_padded_is_refused():
     with pytest.raises(ValueError, match=r"padding.*`shots`"):
         recipe(("groups = 2", 'norm = "batch"'))
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("package.module:factory", "package.module:factory"),
+        ("package.module.factory", "package.module:factory"),
+        ("package.module:Class.method", "package.module:Class.method"),
+        ("mlp", "mlp"),
+    ],
+)
+def test_a_networks_factory_may_be_written_as_an_import(written, name):
+    tiny = recipe(('"conv"\nfilters = 4\nblocks = 3\ngroups = 2', f'"{written}"'))
+    assert tiny.network.name == name
+
+
+def test_only_an_inner_loop_of_the_network_that_is_differentiated_is_of_second_order():
+    assert recipe().second_order
+    assert not recipe(('"maml"', '"first-order-maml"')).second_order
+    assert not recipe(("[0.01, 0.005]", "[]")).second_order

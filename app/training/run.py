@@ -1,0 +1,64 @@
+"""What a run of the offline job works on, and who is told of it."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from app.data.distributions import Source
+from app.learning.learner import Learner
+from app.registry.registry import Registry
+from app.training.distributed import World
+from app.training.recipe import Measure, Recipe
+
+CHECKPOINT = "checkpoint.safetensors"
+LOG = "log.jsonl"
+TRAIN_STREAM, VALIDATION_STREAM, TEST_STREAM = 0, 1, 2
+"""Second word of the seeds of training, first word of those of validation and figures."""
+
+
+class Reporter(Protocol):
+    """Who is told how a run goes."""
+
+    def loading(self, name: str, done: int, total: int) -> None:
+        """Data is being downloaded or decoded."""
+
+    def iteration(self, done: int, total: int, loss: float, score: float) -> None:
+        """A meta-iteration is over; loss and score (accuracy, or error) are running means."""
+
+    def validation(self, line: dict[str, object]) -> None:
+        """A line was added to the log."""
+
+    def calibrating(self, done: int, total: int) -> None:
+        """Confidence is being fitted: so many sizes of tasks are done."""
+
+    def measuring(self, measure: Measure, done: int) -> None:
+        """A figure for the card is being measured."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run works on."""
+
+    recipe: Recipe
+    learner: Learner
+    source: Source
+    run_dir: Path
+    registry: Registry
+    device: torch.device
+    world: World
+    reporter: Reporter
+    initial_sha256: str
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of recipe, data and first θ: a checkpoint of others is refused."""
+        parts = (self.recipe.digest(), self.source.digest, self.initial_sha256)
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the state of this run is kept."""
+        return self.run_dir / CHECKPOINT

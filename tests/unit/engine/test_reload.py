@@ -1,0 +1,266 @@
+"""New versions are taken in while the old ones are served."""
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.engine import Engine, ModelKey
+from app.engine.compute import Computer
+from app.errors import NotReady
+from app.registry import Registry
+from app.settings import Settings
+from tests.unit.engine.helpers import (
+    DEEP,
+    SECONDS,
+    SHAPES,
+    answer,
+    plain,
+    problem,
+    save_model,
+    save_models,
+    start,
+    submit,
+    wait_until,
+)
+
+NEW = ModelKey("deep", 3)
+NETWORK = {"name": "mlp", "hidden": [24]}
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """A registry of the test's own, which it may add to."""
+    return save_models(tmp_path / "models")
+
+
+@pytest.fixture
+def engine(registry: Registry, device, monkeypatch) -> Iterator[Engine]:
+    device.steer(monkeypatch)
+    settings = Settings(device="cpu", max_support=16, max_classes=8, batch_limit=8, queue_limit=4)
+    engine = start(Engine(registry, settings))
+    yield engine
+    device.gate.set()
+    engine.stop(SECONDS)
+
+
+def add(registry: Registry, key: ModelKey = NEW, network: dict = NETWORK, **facts) -> None:
+    save_model(registry, key, network, shape=SHAPES[DEEP], **facts)
+
+
+def check_answers(engine: Engine, registry: Registry, key: ModelKey) -> None:
+    work = replace(problem(4, [2, 1], model=DEEP), model=key)
+    got = answer(engine, f"check {key}", work).answers.probabilities
+    want = plain(registry.load(key.name, key.version), work).answers.probabilities
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+def left_out(logs: list[dict]) -> list[str]:
+    return [entry["folder"] for entry in logs if entry["event"] == "a version is left out"]
+
+
+def test_a_new_version_and_a_new_model_are_served_after_a_reload_and_not_before(engine, registry):
+    add(registry)
+    add(registry, ModelKey("other", 1))
+    for key in (NEW, ModelKey("other", 1)):
+        assert not engine.serves(key)
+        work = problem(0, [1, 1], model=DEEP)
+        with pytest.raises(NotReady, match="came after this server last read its models"):
+            engine.adapt(key, "early", work.support, 1, None)
+    engine.reload()
+    for key in (NEW, ModelKey("other", 1), DEEP):
+        assert engine.serves(key)
+        check_answers(engine, registry, key)
+
+
+def test_a_reload_without_anything_new_does_nothing(engine, monkeypatch):
+    monkeypatch.setattr(Computer, "warm", lambda *_: pytest.fail("it warmed up"))
+    engine.reload()
+    assert engine.ready
+
+
+def test_requests_are_answered_between_the_batches_of_a_warm_up(engine, registry, monkeypatch):
+    add(registry)
+    done, answered, adapt = [], [], Computer.adapt
+
+    def counted(computer, supports, steps):
+        if computer.card.version == NEW.version:
+            done.append(len(answered))
+        return adapt(computer, supports, steps)
+
+    monkeypatch.setattr(Computer, "adapt", counted)
+    with ThreadPoolExecutor(1) as aside:
+        reload = aside.submit(engine.reload)
+        while not reload.done():
+            answer(engine, "meanwhile", problem(1, [1, 1]))
+            answered.append(1)
+    assert len(set(done)) > 4, "all of the warm-up ran in one go"
+    check_answers(engine, registry, NEW)
+
+
+def test_a_version_is_not_served_before_all_of_it_is_warm(engine, registry, monkeypatch):
+    add(registry)
+    warm, served = Computer.warm, []
+
+    def watched(computer, size, batch_limit):
+        warm(computer, size, batch_limit)
+        served.append(engine.serves(NEW))
+
+    monkeypatch.setattr(Computer, "warm", watched)
+    engine.reload()
+    assert served == [False, False]
+    assert engine.serves(NEW)
+
+
+def test_a_full_queue_does_not_keep_a_new_version_out(engine, registry, device):
+    add(registry)
+    device.hold(engine)
+    waiting = [submit(engine, f"waits:{number}", problem(2, [1, 1])) for number in range(4)]
+    with ThreadPoolExecutor(1) as aside:
+        reload = aside.submit(engine.reload)
+        wait_until(lambda: engine.stats()["queue_length"] == 5)
+        device.gate.set()
+        reload.result(SECONDS)
+    assert all(future.result(SECONDS) for future in waiting)
+    assert engine.serves(NEW)
+
+
+def break_card(folder: Path) -> None:
+    (folder / "card.json").write_text("{")
+
+
+def break_theta(folder: Path) -> None:
+    path = folder / "theta.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+
+def lose_theta(folder: Path) -> None:
+    (folder / "theta.safetensors").unlink()
+
+
+@pytest.mark.parametrize("damage", [break_card, break_theta, lose_theta])
+def test_a_broken_version_is_logged_with_its_folder_and_changes_nothing(
+    engine, registry, logs, damage
+):
+    add(registry)
+    damage(registry.folder("deep", 3))
+    add(registry, ModelKey("other", 1))
+    engine.reload()
+    assert left_out(logs) == [str(registry.folder("deep", 3))]
+    assert not engine.serves(NEW)
+    assert engine.ready
+    for key in (DEEP, ModelKey("other", 1)):
+        check_answers(engine, registry, key)
+
+
+def test_a_model_that_cannot_be_served_is_left_out(engine, registry, logs):
+    add(registry, ModelKey("sine", 1), head="linear-1", task="regression")
+    engine.reload()
+    assert left_out(logs) == [str(registry.folder("sine", 1))]
+    assert not engine.serves(ModelKey("sine", 1))
+
+
+def test_versions_that_fail_on_the_device_leave_it_working(engine, registry, logs, monkeypatch):
+    for version in range(3, 8):
+        add(registry, ModelKey("deep", version))
+    adapt = Computer.adapt
+
+    def failing(computer, supports, steps):
+        if computer.card.version >= NEW.version:
+            raise RuntimeError("out of memory")
+        return adapt(computer, supports, steps)
+
+    monkeypatch.setattr(Computer, "adapt", failing)
+    engine.reload()
+    assert len(left_out(logs)) == 5
+    assert engine.ready
+    assert engine.stats()["batch_failures_total"] == 0
+    check_answers(engine, registry, DEEP)
+
+
+def test_a_version_that_was_left_out_is_taken_in_once_it_is_whole(engine, registry):
+    add(registry)
+    path = registry.folder("deep", 3) / "theta.safetensors"
+    whole = path.read_bytes()
+    break_theta(path.parent)
+    engine.reload()
+    assert not engine.serves(NEW)
+    path.write_bytes(whole)
+    engine.reload()
+    assert engine.serves(NEW)
+
+
+def test_a_version_that_was_replaced_answers_by_the_theta_on_disk(engine, registry):
+    before = registry.card("deep", 2).theta_sha256
+    shutil.rmtree(registry.folder("deep", 2))
+    add(registry, DEEP)
+    after = registry.card("deep", 2).theta_sha256
+    assert engine.serves(DEEP, before)
+    assert not engine.serves(DEEP, after)
+    engine.reload()
+    assert engine.serves(DEEP, after)
+    assert not engine.serves(DEEP, before)
+    check_answers(engine, registry, DEEP)
+
+
+def test_warming_up_counts_as_no_request(engine, registry):
+    add(registry)
+    before = engine.stats()
+    engine.reload()
+    assert engine.stats() == before
+
+
+def call_at(moment: str, do: Callable[[], None], monkeypatch) -> None:
+    """Does something at the first warm-up of a new version."""
+    warm, once = getattr(Computer, moment), threading.Lock()
+
+    def wrapped(computer, *arguments):
+        if once.acquire(blocking=False):
+            do()
+        return warm(computer, *arguments)
+
+    monkeypatch.setattr(Computer, moment, wrapped)
+
+
+def test_an_engine_that_is_stopped_takes_in_nothing_more(engine, registry, logs, monkeypatch):
+    add(registry)
+    call_at("warm", lambda: engine.stop(SECONDS), monkeypatch)
+    engine.reload()
+    assert not engine.serves(NEW)
+    assert left_out(logs) == []
+
+
+def test_what_comes_during_a_reload_is_taken_in_by_the_next(engine, registry, monkeypatch):
+    add(registry)
+    more = ModelKey("aa", 1)
+    with ThreadPoolExecutor(1) as aside:
+        asked = []
+
+        def ask_again() -> None:
+            add(registry, more)  # before "deep", where this reload has looked already
+            asked.append(aside.submit(engine.reload))
+
+        call_at("warm", ask_again, monkeypatch)
+        engine.reload()
+        asked[0].result(SECONDS)
+    assert engine.serves(NEW)
+    assert engine.serves(more)
+
+
+def test_models_are_read_again_while_the_engine_still_warms_up(registry, device):
+    settings = Settings(device="cpu", max_support=16, max_classes=8, batch_limit=8)
+    engine = Engine(registry, settings)
+    add(registry)
+    engine.start()
+    try:
+        engine.reload()
+        assert engine.ready
+        assert engine.serves(NEW)
+        check_answers(engine, registry, NEW)
+    finally:
+        engine.stop(SECONDS)
