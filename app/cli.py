@@ -248,14 +248,14 @@ def calibrate_model(
 
     settings = _settings()
     with ConsoleReporter() as reporter:
-        card = calibrate_version(
+        folder = calibrate_version(
             model,
             data_root=data,
             default_root=settings.data_dir,
             device=choose_device(device),
             reporter=reporter,
         )
-    typer.echo(f"Wrote the calibration of {card}")
+    typer.echo(f"Wrote the calibration of {folder}")
 
 
 @models_cli.command("list")

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.data.augment import deform
-from app.data.images import prepare_image, to_float
+from app.data.images import WHITE, prepare_image, to_float
 from app.data.mini_imagenet import load_mini_imagenet
 from app.data.omniglot import INPUT, load_omniglot
 from app.data.pools import ClassPool
@@ -126,9 +126,6 @@ def families(pool: ClassPool, data_dir: Path) -> Iterator[tuple[str, ClassPool]]
         yield "grey photographs", ClassPool(_grey(photographs.images[:, :40]), photographs.names)
 
 
-WHITE = np.uint8(255)
-
-
 def _thin(images: Images) -> Images:
     """Each pixel the least of it and its neighbours below and to the right."""
     padded = np.pad(images, [(0, 0)] * (images.ndim - 2) + [(0, 1), (0, 1)], mode="edge")
@@ -140,7 +137,7 @@ def _thin(images: Images) -> Images:
 def _turned(images: Images) -> Images:
     angle = np.deg2rad(TURN)
     matrix = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]])
-    matrices = np.broadcast_to(matrix.astype(np.float32), (1, *images.shape[:2], 2, 3))
+    matrices = np.broadcast_to(matrix.astype(np.float32), (1, *images.shape[:2], 2, 3)).copy()
     turned = deform(torch.from_numpy(to_float(images))[None], matrices)[0]
     return (255 * turned).round().numpy().astype(np.uint8)
 

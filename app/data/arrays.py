@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.pools import RaggedPool
+from app.data.pools import RaggedPool, ragged_pools
 from app.data.split import LEAST_CLASSES, PARTS, Split, shares, split_by_shares
 from app.errors import DataError
 from app.registry.card import InputSpec
@@ -60,18 +60,12 @@ def load_arrays(
     path = find_arrays(path)
     arrays = read_arrays(path)
     names, row = np.unique(arrays.labels, return_inverse=True)
-    sizes = np.bincount(row)
-    starts = sizes.cumsum() - sizes
     inputs = arrays.inputs[row.argsort(kind="stable")]
     parts = _split(path, arrays, names, row, split, seed)
-    rows = {part: np.searchsorted(names, its) for part, its in parts.items()}
-    pools = {
-        part: RaggedPool(inputs, its, starts[rows[part]], sizes[rows[part]])
-        for part, its in parts.items()
-    }
+    pools = ragged_pools(inputs, names.tolist(), np.bincount(row), parts)
     mean, scale = None, None
     if standardise:
-        mean, scale = _statistics(arrays.inputs[np.isin(row, rows["train"])])
+        mean, scale = _statistics(arrays.inputs[np.isin(arrays.labels, parts["train"])])
     return InputSpec(kind="values", shape=inputs.shape[1:], mean=mean, scale=scale), pools
 
 

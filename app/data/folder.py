@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from app.data.cache import Progress, make_cache, open_cache, silent
 from app.data.images import decode_image
-from app.data.pools import RaggedPool
+from app.data.pools import RaggedPool, ragged_pools
 from app.data.split import shares, split_by_list, split_by_shares
 from app.errors import DataError
 from app.registry.card import InputSpec
@@ -54,13 +54,7 @@ def load_folder(
     parts = split_classes(folder, classes, split, seed)
     images = _cached(folder, spec, classes, progress)
     sizes = np.array([len(files) for files in classes.values()])
-    starts = sizes.cumsum() - sizes
-    row_of = {name: row for row, name in enumerate(classes)}
-    rows = {part: [row_of[name] for name in names] for part, names in parts.items()}
-    return {
-        part: RaggedPool(images, names, starts[rows[part]], sizes[rows[part]])
-        for part, names in parts.items()
-    }
+    return ragged_pools(images, tuple(classes), sizes, parts)
 
 
 def find_classes(folder: Path) -> Classes:

@@ -245,6 +245,29 @@ class RaggedPool(Pool):
         )
 
 
+def ragged_pools(
+    images: Stored,
+    names: Sequence[str],
+    sizes: NDArray[np.int64],
+    parts: Mapping[str, tuple[str, ...]],
+) -> dict[str, RaggedPool]:
+    """A pool of each part's classes, all of the same pictures.
+
+    Args:
+        images: all pictures, class after class.
+        names: of all classes, in that order.
+        sizes: pictures of each of them.
+        parts: the names of each part's classes.
+    """
+    starts = sizes.cumsum() - sizes
+    row_of = {name: row for row, name in enumerate(names)}
+    rows = {part: [row_of[name] for name in its] for part, its in parts.items()}
+    return {
+        part: RaggedPool(images, its, starts[rows[part]], sizes[rows[part]])
+        for part, its in parts.items()
+    }
+
+
 class _Variation:
     """One draw of how every class and picture of a batch is varied."""
 

@@ -96,14 +96,10 @@ class Learner:
         """Outputs of the head (M, N) for inputs (M, *input_shape), of classes their logits."""
         return heads.logits(phi, self.features(phi, inputs))
 
-    def loss(self, phi: Mapping[str, Tensor], examples: Examples, classes: Tensor) -> Tensor:
-        """The loss of labelled examples, a scalar: the head's."""
-        return self.head.loss(self.logits(phi, examples.inputs), examples, classes)
-
     def inner_loss(
         self, phi: Mapping[str, Tensor], examples: Examples, classes: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the inner loop descends on, with the temperature, and `loss`."""
+        """What the inner loop descends on, with the temperature, and the head's loss itself."""
         outputs = self.logits(phi, examples.inputs)
         loss = self.head.loss(outputs, examples, classes)
         if self.temperature == 1:

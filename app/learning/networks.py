@@ -25,11 +25,10 @@ class ConvNet(nn.Module):
     With four blocks of 64 filters this is the network of Vinyals et al. (2016) and Finn et al.
     (2017). Each block halves the picture, by a stride of two or by 2 x 2 max pooling, or leaves its
     size where its number in `strides` is one. `filters` and `strides` are one number for all blocks
-    or one for each. `norm` is
-    "group", over `groups` groups of channels of each example, or "batch", over the whole batch: the
-    network is then transductive. The features are the last block's activations or, where `readout`
-    is "mean", their means over the positions, normalised over the example where `feature_norm` is
-    set.
+    or one for each. `norm` is "group", over `groups` groups of channels of each example, or
+    "batch", over the whole batch: the network is then transductive. The features are the last
+    block's activations or, where `readout` is "mean", their means over the positions, normalised
+    over the example where `feature_norm` is set.
 
     In training mode strided convolutions are computed as `app.learning.convolution` does, which is
     faster for many tasks and in the second derivative; in evaluation mode, which serves requests,

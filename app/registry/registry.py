@@ -168,7 +168,7 @@ class Registry:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / THETA, content)
-            write_atomically(folder / CARD, (card.model_dump_json(indent=2) + "\n").encode())
+            _write_card(folder, card)
         except OSError as error:
             raise RegistryError(f"{folder} cannot be written: {error}") from error
         return folder
@@ -184,7 +184,7 @@ class Registry:
         if self.card(card.name, card.version).theta_sha256 != card.theta_sha256:
             raise RegistryError(f"{folder} holds another θ than the new card is of")
         try:
-            write_atomically(folder / CARD, (card.model_dump_json(indent=2) + "\n").encode())
+            _write_card(folder, card)
         except OSError as error:
             raise RegistryError(f"{folder} cannot be written: {error}") from error
         return folder
@@ -199,6 +199,10 @@ def encode_theta(theta: Mapping[str, Tensor], alpha: Mapping[str, Tensor]) -> by
     tensors = {f"theta.{name}": value for name, value in theta.items()}
     tensors |= {f"alpha.{name}": value for name, value in alpha.items()}
     return save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
+
+
+def _write_card(folder: Path, card: Card) -> None:
+    write_atomically(folder / CARD, (card.model_dump_json(indent=2) + "\n").encode())
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> Params:

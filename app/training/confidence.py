@@ -73,6 +73,16 @@ class Confidence:
     known: Tensor
     """The same of queries of known classes."""
 
+    @property
+    def calibration_error(self) -> float:
+        """The expected calibration error."""
+        return expected_calibration_error(self.top, self.correct)
+
+    @property
+    def outlier_auroc(self) -> float:
+        """The area under the ROC curve of the outlier probability."""
+        return area_under_roc(self.unknown, self.known)
+
 
 def calibrate(
     learner: Learner,
@@ -113,43 +123,6 @@ def calibrate(
     return Calibration(temperature=_fit_temperature(cells), outlier=_fit_outlier(cells))
 
 
-def honesty(
-    learner: Learner,
-    theta: Mapping[str, Tensor],
-    alpha: Alpha,
-    pool: Pool,
-    calibration: Calibration,
-    *,
-    ways: int,
-    shots: int,
-    tasks: int,
-    steps: int,
-    seed: int,
-) -> tuple[float, float] | None:
-    """Expected calibration error, and the area under the ROC curve of the outlier probability.
-
-    None where the pool has no 2 N classes. Arguments as in `calibrate`.
-    """
-    told = confidence(
-        learner,
-        theta,
-        alpha,
-        pool,
-        calibration,
-        ways=ways,
-        shots=shots,
-        tasks=tasks,
-        steps=steps,
-        seed=seed,
-    )
-    if told is None:
-        return None
-    return (
-        expected_calibration_error(told.top, told.correct),
-        area_under_roc(told.unknown, told.known),
-    )
-
-
 def confidence(
     learner: Learner,
     theta: Mapping[str, Tensor],
@@ -163,7 +136,10 @@ def confidence(
     steps: int,
     seed: int,
 ) -> Confidence | None:
-    """What a calibrated model says of tasks; None and arguments as in `honesty`."""
+    """What a calibrated model says of tasks; None where the pool has no 2 N classes.
+
+    Arguments as in `calibrate`.
+    """
     queries = min(QUERIES, pool.most_queries(shots))
     if queries < 1 or 2 * ways > pool.most_ways(shots + queries):
         return None

@@ -11,7 +11,7 @@ from app.errors import Diverged
 from app.learning.inner_loop import Alpha
 from app.learning.learner import Learner
 from app.registry.card import AccuracyFigure, Calibration, ErrorFigure, Protocol
-from app.training.confidence import calibrate, honesty
+from app.training.confidence import Confidence, calibrate, confidence
 from app.training.evaluate import Evaluation, evaluate
 from app.training.recipe import Measure, Recipe
 from app.training.run import VALIDATION_STREAM, Reporter
@@ -64,9 +64,9 @@ def measure_figure(
         seed=seed,
         progress=lambda done: reporter.measuring(wanted, done),
     )
-    honest = None
+    told = None
     if calibration is not None and isinstance(source, Pool):
-        honest = honesty(
+        told = confidence(
             learner,
             theta,
             alpha,
@@ -78,7 +78,7 @@ def measure_figure(
             steps=steps,
             seed=seed,
         )
-    return _figure(learner, split, wanted, seed, result, honest)
+    return _figure(learner, split, wanted, seed, result, told)
 
 
 def calibrated(
@@ -114,7 +114,7 @@ def _figure(
     wanted: Measure,
     seed: int,
     result: Evaluation,
-    honest: tuple[float, float] | None,
+    told: Confidence | None,
 ) -> AccuracyFigure | ErrorFigure:
     if not all(map(math.isfinite, (*result.interval, *result.by_step))):
         raise Diverged(
@@ -154,6 +154,6 @@ def _figure(
             round(result.nearest_class_mean_interval[0], places),
             round(result.nearest_class_mean_interval[1], places),
         ),
-        calibration_error=honest and round(honest[0], 4),
-        outlier_auroc=honest and round(honest[1], 4),
+        calibration_error=told and round(told.calibration_error, 4),
+        outlier_auroc=told and round(told.outlier_auroc, 4),
     )

@@ -54,13 +54,13 @@ def publish(job: Job, state: State) -> None:
         steps=recipe.inner.steps,
         alpha={
             name: tuple(value.flatten(1).mean(1).tolist() if value.ndim > 1 else value.tolist())
-            for name, value in state.alpha.items()
+            for name, value in alpha.items()
         },
         trained_ways=_span([stage.ways for stage in stages] or [(judged_on.ways,) * 2]),
         trained_shots=_span([stage.shots for stage in stages] or [(judged_on.shots,) * 2]),
         theta_sha256=hashlib.sha256(content).hexdigest(),
         theta_bytes=len(content),
-        parameters=sum(value.numel() for value in state.theta.values()),
+        parameters=sum(value.numel() for value in theta.values()),
         created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         recipe=recipe.as_dict(),
         seed=recipe.seed,

@@ -12,7 +12,7 @@ from app.learning.heads import build_head
 from app.learning.learner import Learner
 from app.learning.networks import Mlp
 from app.training import confidence
-from app.training.confidence import Cell, calibrate, honesty
+from app.training.confidence import Cell, calibrate
 
 CLASSES = 24
 
@@ -96,14 +96,15 @@ def test_a_calibrated_model_is_honest_on_other_classes():
     assert calibration is not None
     options = {"ways": 5, "shots": 2, "tasks": 60, "steps": 2, "seed": 2}
     others = pool_of(120, seed=9)
-    error, area = honesty(LEARNER, THETA, ALPHA, others, calibration, **options)
+    told = confidence.confidence(LEARNER, THETA, ALPHA, others, calibration, **options)
+    error, area = told.calibration_error, told.outlier_auroc
     assert error < 0.06
     assert area > 0.6
     doubled = calibration.model_copy(
         update={"temperature": (calibration.temperature[0] - 1.5, *calibration.temperature[1:])}
     )
-    worse, _ = honesty(LEARNER, THETA, ALPHA, others, doubled, **options)
-    assert worse > 2 * error
+    worse = confidence.confidence(LEARNER, THETA, ALPHA, others, doubled, **options)
+    assert worse.calibration_error > 2 * error
 
 
 def test_sizes_are_as_many_ways_as_the_pool_has_twice_and_shots_as_asked_for():
@@ -121,7 +122,8 @@ def test_a_pool_without_other_classes_gives_no_confidence():
     assert calibrate(LEARNER, THETA, ALPHA, small, shots=1, steps=1, seed=0) is None
     calibration = calibrate(LEARNER, THETA, ALPHA, pool_of(9), shots=1, steps=1, seed=0)
     options = {"shots": 1, "tasks": 4, "steps": 1, "seed": 2}
-    assert honesty(LEARNER, THETA, ALPHA, small, calibration, ways=2, **options) is None
+    told = confidence.confidence(LEARNER, THETA, ALPHA, small, calibration, ways=2, **options)
+    assert told is None
 
 
 def test_the_same_seed_fits_the_same_and_progress_is_told():

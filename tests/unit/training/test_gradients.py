@@ -66,7 +66,8 @@ def sgd_on_parts(learner: Learner, theta: dict, alpha: dict, task: Task) -> dict
             for shot in range(step, shots, STEPS)
         ]
         part = Examples(*(tensor[rows] for tensor in task.support))
-        gradient = torch.autograd.grad(learner.loss(phi, part, task.classes), list(phi.values()))
+        loss = learner.head.loss(learner.logits(phi, part.inputs), part, task.classes)
+        gradient = torch.autograd.grad(loss, list(phi.values()))
         for (name, value), g in zip(phi.items(), gradient, strict=True):
             rate = alpha[name][min(step, len(alpha[name]) - 1)]
             value.data -= rate * g
