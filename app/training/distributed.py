@@ -13,6 +13,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # noqa: F401 - before a group is there, see joined_world
 from torch import Tensor
 
 from app.errors import RecipeError
@@ -78,6 +79,11 @@ def joined_world(device: torch.device) -> Iterator[tuple[World, torch.device]]:
     """Joins the processes that torchrun started; without torchrun, this one is all there is.
 
     Gradients travel by NCCL between GPUs, of which each process takes its own, else by gloo.
+
+    The functions of `torch.distributed.nn` take the group that there is when they are imported as
+    a default argument, and the optimisers import them. Imported within the block, they would keep
+    the group's threads alive past its end, and such a thread that wants the interpreter while that
+    is shutting down aborts the process.
     """
     if "WORLD_SIZE" not in os.environ:
         yield World(), device

@@ -2,9 +2,11 @@
 
 `python -m tests.integration.training.several FOLDER...` with torchrun's environment variables. A
 FOLDER holds `models/tiny/recipe.toml`; the process of rank R works in FOLDER/R, and an error of the
-job is left there as its name and message in `error.txt`.
+job is left there as its name and message in `error-R.txt`. The threads that the process still has
+in the end are named in `threads-R.txt` of the first FOLDER.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -29,6 +31,8 @@ def work_off(folders: list[Path]) -> None:
                 run(recipe, own, world=world)
             except JobError as error:
                 (folder / f"error-{world.rank}.txt").write_text(f"{type(error).__name__}: {error}")
+    threads = sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+    (folders[0] / f"threads-{world.rank}.txt").write_text("\n".join(threads))
 
 
 if __name__ == "__main__":

@@ -130,6 +130,11 @@ def test_only_the_leading_process_writes(done, name):
     assert not (done / name / "1").exists()
 
 
+@pytest.mark.parametrize("rank", range(2))
+def test_no_thread_outlives_the_run_and_aborts_the_process_as_it_exits(done, rank):
+    assert len((done / "maml" / f"threads-{rank}.txt").read_text().splitlines()) == 1
+
+
 def test_a_meta_batch_of_fewer_tasks_than_processes_is_refused_by_both(done):
     for rank in range(2):
         said = (done / "too small" / f"error-{rank}.txt").read_text()
