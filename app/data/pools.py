@@ -285,7 +285,7 @@ class _Variation:
         )
         still = augmentation is None or augmentation.of_class == augmentation.of_picture == Jitter()
         self._outside: Outside = "zeros" if augmentation is None else augmentation.outside
-        self._matrices = (
+        self._deformations = (
             None
             if augmentation is None or still
             else deformations(rng, augmentation.of_class, augmentation.of_picture, (*classes, each))
@@ -296,9 +296,9 @@ class _Variation:
         if self.per_class > 1:
             images = _symmetries(images, self.symmetry[part])
         inputs = torch.from_numpy(to_float(images) if images.dtype == np.uint8 else images)
-        if self._matrices is None:
+        if self._deformations is None:
             return inputs
-        return deform(inputs, self._matrices[part], self._outside)
+        return deform(inputs, self._deformations.part(part), self._outside)
 
 
 def data_digest(pools: Mapping[str, Pool]) -> str:

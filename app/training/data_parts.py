@@ -23,16 +23,18 @@ class Part(BaseModel):
 
 
 class Deformation(Part):
-    """Half-widths of random affine deformations; see `app.data.augment.Jitter` for the units."""
+    """How far random deformations go; see `app.data.augment.Jitter` for the units."""
 
     degrees: float = Field(0.0, ge=0, le=180)
     scale: float = Field(0.0, ge=0, le=1)
     shear: float = Field(0.0, ge=0, le=1)
     shift: float = Field(0.0, ge=0, le=0.5)
+    elastic: float = Field(0.0, ge=0, le=0.5)
+    stroke: float = Field(0.0, ge=0, le=1)
 
     def jitter(self) -> Jitter:
         """The same for the data floor."""
-        return Jitter(self.degrees, self.scale, self.shear, self.shift)
+        return Jitter(**self.model_dump())
 
 
 class _Tasks(Part):

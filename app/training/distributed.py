@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # noqa: F401 - before a group is there, see joined_world
+import torch.distributed.nn.functional
 from torch import Tensor
 
 from app.errors import RecipeError

@@ -242,7 +242,7 @@ def _gradient(job: Job, state: State) -> Outcome:
     """Draws this process's part of a meta-batch and sets `grad` to that of the whole."""
     stage, done = job.recipe.stage_at(state.iteration)
     seed = (job.recipe.seed, TRAIN_STREAM, state.iteration)
-    source, augmentation = job.source.parts["train"], job.recipe.data.augmentation()
+    source, augmentation = job.source.parts["train"], job.recipe.augmentation(stage)
     if isinstance(stage, PretrainingStage):
         assert isinstance(source, Pool)  # by the recipe's rules
         part = job.world.part(stage.pictures)

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from app.data.pools import TaskShape
+from app.data.pools import Augmentation, TaskShape
 from app.errors import RecipeError
 from app.learning.heads import FixedHead, LinearHead, SharedRowHead, build_head
 from app.learning.learned_rates import RateForm
 from app.registry.card import NAME_PATTERN
-from app.training.data_parts import ArraysPart, DataPart, FolderPart, Part
+from app.training.data_parts import ArraysPart, DataPart, Deformation, FolderPart, Part
 
 
 def _ascending(pair: tuple[int, int]) -> tuple[int, int]:
@@ -100,6 +100,9 @@ class Stage(Part):
     final_learning_rate: float = Field(0.0, ge=0)
     alpha_learning_rate: float = Field(0.0, ge=0)
     """Learning rate of α's parameters; it falls in the same way, to zero. With zero α stays."""
+    of_class: Deformation | None = None
+    """In place of that in [data], for this stage; None: the same."""
+    of_picture: Deformation | None = None
 
     @model_validator(mode="after")
     def _reptile_deals_out_its_shots(self) -> Self:
@@ -215,6 +218,23 @@ class Recipe(Part):
                 "with its θ by `initial`"
             )
         return self
+
+    @model_validator(mode="after")
+    def _only_pictures_are_deformed(self) -> Self:
+        own = [
+            jitter for stage in self.task_stages for jitter in (stage.of_class, stage.of_picture)
+        ]
+        if any(own) and self.data.distribution in ("arrays", "sinusoid"):
+            raise ValueError("a stage's of_class and of_picture deform pictures, and here are none")
+        return self
+
+    def augmentation(self, stage: PretrainingStage | Stage) -> Augmentation:
+        """How classes and pictures are varied in one of the stages."""
+        if isinstance(stage, PretrainingStage):
+            return self.data.augmentation()
+        own = {"of_class": stage.of_class, "of_picture": stage.of_picture}
+        given = {name: jitter for name, jitter in own.items() if jitter is not None}
+        return self.data.model_copy(update=given).augmentation()
 
     @property
     def task_stages(self) -> list[Stage]:

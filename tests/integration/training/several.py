@@ -6,7 +6,6 @@ job is left there as its name and message in `error-R.txt`. The threads that the
 in the end are named in `threads-R.txt` of the first FOLDER.
 """
 
-import os
 import sys
 from pathlib import Path
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.data.augment import Jitter, deform, deformations
+from app.data.augment import KNOTS, Deformations, Jitter, deform, deformations
 
 SIZE = 12
+WILD = [Jitter(30, 0.2, 0.2, 0.1), Jitter(elastic=0.1), Jitter(stroke=1.0)]
 
 
 class Utmost(np.random.Generator):
@@ -109,18 +110,19 @@ def test_all_channels_of_a_picture_move_together():
     assert torch.equal(moved[..., 0, :, :], moved[..., 2, :, :])
 
 
-def test_of_class_moves_all_pictures_of_a_class_alike_and_classes_apart():
+@pytest.mark.parametrize("wild", WILD)
+def test_of_class_moves_all_pictures_of_a_class_alike_and_classes_apart(wild):
     images = noise(1, 1, 1, 1, SIZE, SIZE).expand(3, 4, 5, -1, -1, -1)
-    wild = Jitter(30, 0.2, 0.2, 0.1)
     moved = jitter(images, np.random.default_rng(0), wild, Jitter())
     assert torch.equal(moved, moved[:, :, :1].expand(-1, -1, 5, -1, -1, -1))
     classes = moved[:, :, 0].flatten(0, 1)
     assert len({picture.numpy().tobytes() for picture in classes}) == 12
 
 
-def test_of_picture_moves_each_by_itself():
+@pytest.mark.parametrize("wild", WILD)
+def test_of_picture_moves_each_by_itself(wild):
     images = noise(1, 1, 1, 1, SIZE, SIZE).expand(3, 4, 5, -1, -1, -1)
-    moved = jitter(images, np.random.default_rng(0), Jitter(), Jitter(30, 0.2, 0.2, 0.1))
+    moved = jitter(images, np.random.default_rng(0), Jitter(), wild)
     assert len({picture.numpy().tobytes() for picture in moved.flatten(0, 2)}) == 60
 
 
@@ -145,3 +147,60 @@ def test_outside_a_photograph_lies_the_photograph_mirrored_at_its_edge():
     expected = torch.cat([images, images.flip(-1)], -1)[..., 3 : SIZE + 3]
     expected = torch.cat([expected, expected.flip(-2)], -2)[..., 3 : SIZE + 3, :]
     torch.testing.assert_close(moved, expected, rtol=0, atol=1e-5)
+
+
+def bent(image: Tensor, knots: np.ndarray) -> Tensor:
+    still = np.eye(2, 3, dtype=np.float32)[None, None, None]
+    bends = knots.astype(np.float32)[None, None, None]
+    return deform(image.view(1, 1, 1, 1, *image.shape), Deformations(still, bends, None)).squeeze()
+
+
+def test_control_points_that_move_alike_shift_the_picture():
+    image = noise(SIZE, SIZE)
+    knots = np.zeros((2, KNOTS, KNOTS))
+    knots[0] = 2 * 3 / SIZE  # three pixels along x
+    expected = torch.zeros_like(image)
+    expected[:, : SIZE - 3] = image[:, 3:]
+    torch.testing.assert_close(bent(image, knots), expected, rtol=0, atol=1e-5)
+
+
+def test_a_control_point_moves_what_is_near_it_and_leaves_the_far_corner():
+    image = noise(SIZE, SIZE)
+    knots = np.zeros((2, KNOTS, KNOTS))
+    knots[:, 0, 0] = 2 / SIZE  # the first corner takes its colour from one pixel further in
+    moved = bent(image, knots)
+    torch.testing.assert_close(moved[0, 0], image[1, 1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(moved[-3:, -3:], image[-3:, -3:], rtol=0, atol=1e-5)
+
+
+def test_elastic_displacements_have_their_standard_deviation():
+    drawn = deformations(np.random.default_rng(0), Jitter(elastic=0.1), Jitter(), (50, 10, 3))
+    assert drawn.bends is not None
+    assert drawn.bends.shape == (50, 10, 3, 2, KNOTS, KNOTS)
+    # A picture is two units wide in the grid's coordinates.
+    assert drawn.bends.std() == pytest.approx(2 * 0.1, rel=0.03)
+
+
+@pytest.mark.parametrize(("width", "reference"), [(1.0, np.max), (-1.0, np.min)])
+def test_strokes_widen_to_the_dilation_and_narrow_to_the_erosion(width, reference):
+    image = noise(SIZE, 9)
+    padded = np.pad(image.numpy(), 1, mode="edge")
+    expected = np.array(
+        [[reference(padded[y : y + 3, x : x + 3]) for x in range(9)] for y in range(SIZE)]
+    )
+    still = np.eye(2, 3, dtype=np.float32)[None, None, None]
+    for share in (1.0, 0.25):
+        strokes = np.full((1, 1, 1), share * width, np.float32)
+        moved = deform(image.view(1, 1, 1, 1, SIZE, 9), Deformations(still, None, strokes))
+        part = image.numpy() + share * (expected - image.numpy())
+        np.testing.assert_allclose(moved.squeeze().numpy(), part, rtol=0, atol=1e-5)
+
+
+def test_deformations_of_some_tasks_are_those_of_all():
+    images = noise(4, 2, 3, 1, SIZE, SIZE)
+    wild = Jitter(30, 0.2, 0.2, 0.1, 0.1, 0.5)
+    drawn = deformations(np.random.default_rng(0), wild, wild, (4, 2, 3))
+    some = slice(1, 3)
+    torch.testing.assert_close(
+        deform(images[some], drawn.part(some)), deform(images, drawn)[some], rtol=0, atol=1e-6
+    )

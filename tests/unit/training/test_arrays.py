@@ -257,6 +257,8 @@ def test_a_broken_row_ends_a_run_before_it_begins(tmp_path):
 def test_arrays_are_not_varied(change):
     with pytest.raises(ValueError, match="vary pictures, and arrays are taken as they are"):
         recipe(("standardise = true", change), base=TEXT)
+    with pytest.raises(ValueError, match="deform pictures, and here are none"):
+        recipe(("iterations = ", "of_picture = { elastic = 0.1 }\niterations = "), base=TEXT)
     still = Augmentation(False, Jitter(), Jitter())
     assert recipe(base=TEXT).data.augmentation() == still
 

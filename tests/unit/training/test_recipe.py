@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from app.data.augment import Jitter
 from app.errors import RecipeError
 from app.training.recipe import Recipe, load_recipe
 from tests.unit.training.helpers import PRETRAINING, SINUSOID, recipe, text, with_stage
@@ -235,6 +236,16 @@ def test_the_stage_of_every_iteration_and_how_much_of_it_is_done():
     assert [done for _, done in found] == [0, 1 / 4, 2 / 4, 3 / 4, 0, 1 / 3, 2 / 3]
     with pytest.raises(ValueError, match="past the last stage"):
         tiny.stage_at(7)
+
+
+def test_a_stage_may_deform_in_its_own_way():
+    change = "learning_rate = 0.005\n"
+    own = recipe((change, change + "of_class = { elastic = 0.05 }\n"))
+    first, second = (own.augmentation(stage) for stage in own.stages)
+    assert first == own.data.augmentation()
+    assert second.of_class == Jitter(elastic=0.05)
+    assert (second.of_picture, second.symmetries) == (first.of_picture, first.symmetries)
+    assert own.digest() != recipe().digest()
 
 
 def test_the_digest_ignores_comments_order_and_defaults_written_out():
