@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional
+import torch.distributed.nn.functional  # while there is no group yet, see joined_world
 from torch import Tensor
 
 from app.errors import RecipeError
