@@ -10,7 +10,7 @@ from app.learning.heads import Params
 
 @dataclass(frozen=True)
 class Phi:
-    """φ of one session; its head has rows for padding beyond the first `ways`."""
+    """φ of one session; a head of fixed width has more rows than the first `ways`."""
 
     parameters: Params
     ways: int
@@ -18,6 +18,11 @@ class Phi:
     """Mean feature vectors of the classes by φ (rows, D)."""
     size: Tensor
     """log N and log K, see `app.learning.calibration.task_size`."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the head."""
+        return self.means.shape[0]
 
     @property
     def bytes(self) -> int:

@@ -1,21 +1,20 @@
-"""Batches on the device, padded to a small set of shapes that are all warmed beforehand.
-
-Support sets are padded to a power of two of examples, and their head to as many rows (at most
-`max_classes`, rounded up), so that one number is the shape of an adaptation. Queries run in chunks
-of a few sizes. Groups of a power of two of tasks are one batched computation.
-"""
+"""What the device computes: adaptations and answers, several at once where that is faster."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
+import torch.func
 from torch import Tensor
 from torch.func import vmap
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 from app.engine.cache import Phi
 from app.engine.requests import Answers, Floats, SupportSet
+from app.engine.shapes import QUERY_SIZES, padded, padded_queries, padded_rows, sharing_of
 from app.learning import heads
 from app.learning.calibration import (
     class_means,
@@ -26,31 +25,28 @@ from app.learning.calibration import (
 )
 from app.learning.heads import Params
 from app.learning.inner_loop import adapt
+from app.learning.learner import HEAD
 from app.learning.losses import membership
 from app.learning.tasks import Examples
+from app.learning.vjp import Vjp, vjp_once
 from app.registry.registry import LoadedModel
 
-LEAST_SUPPORT = 8
-QUERY_CHUNKS = (4, 16, 64)
-BATCH_EXAMPLES = 256
-"""Most examples, padding included, in a batch of more than one task."""
-MOST_WARM_EXAMPLES = 64
-"""Most examples, padding included, of a batch that is warmed for every step."""
-
-
-def padded(count: int, least: int = LEAST_SUPPORT) -> int:
-    """The least power of two that holds `count`, from `least` on."""
-    return max(least, 1 << (count - 1).bit_length())
+WARM_STEPS = 3
+"""Later steps do nothing new: the first may move the head alone, and in the second the network is
+still one for all tasks."""
 
 
 class Computer:
     """One model version on the device. Only the device's thread calls it."""
 
-    def __init__(self, model: LoadedModel, device: torch.device, max_classes: int):
+    def __init__(self, model: LoadedModel, device: torch.device, max_classes: int, at_once: int):
         self.card = model.card
         self.learner = model.learner
         self.device = device
-        self.most_rows = padded(max_classes)
+        self.most_rows = padded_rows(max_classes)
+        self.at_once = at_once
+        """Most tasks of one computation."""
+        self.sharing = sharing_of(device)
         self.theta = {name: value.to(device) for name, value in model.theta.items()}
         self.alpha = {name: value.to(device) for name, value in model.alpha.items()}
 
@@ -62,75 +58,95 @@ class Computer:
         Returns:
             φ and the support loss (steps + 1) of each, in order.
         """
+        size = padded(max(len(support.labels) for support in supports))
         answers: list[tuple[Phi, tuple[float, ...]]] = []
-        for group in _groups(supports):
-            size = padded(len(group[0].labels))
-            examples, classes = self._pad(group, size)
+        for group in self.sharing.groups(supports, size, self.at_once):
             with torch.no_grad():
-                phis, losses, means, sizes = vmap(partial(self._adapt, steps=steps))(
-                    examples, classes
-                )
+                adapted = self._alone(group[0], steps) if len(group) == 1 else None
+                if adapted is None:
+                    task = self._pad(group, size)
+                    adapted = vmap(partial(self._adapt, steps=steps, vjp=torch.func.vjp))(*task)
             for index, support in enumerate(group):
-                phi = {name: value[index].clone() for name, value in phis.items()}
-                kept = Phi(phi, support.ways, means[index].clone(), sizes[index].clone())
-                answers.append((kept, tuple(losses[index].tolist())))
+                phi, losses, means, task_sizes = tree_map(
+                    lambda value, at=index: value[at], adapted
+                )
+                answers.append(
+                    (self._kept(phi, support.ways, means, task_sizes), tuple(losses.tolist()))
+                )
         return answers
 
     def predict(self, requests: Sequence[tuple[Phi, Floats]]) -> list[Answers]:
         """Answers each request's queries (Q, *input_shape), each on its own."""
-        chunks = [
-            (index, phi, query[start : start + QUERY_CHUNKS[-1]])
-            for index, (phi, query) in enumerate(requests)
-            for start in range(0, len(query), QUERY_CHUNKS[-1])
-        ]
-        by_shape: dict[tuple[int, int], list[tuple[int, Phi, Floats]]] = {}
-        for chunk in chunks:
-            size = next(size for size in QUERY_CHUNKS if len(chunk[2]) <= size)
-            rows = chunk[1].parameters["head.bias"].shape[0]
-            by_shape.setdefault((size, rows), []).append(chunk)
-        answers: list[list[Answers]] = [[] for _ in requests]
-        for (size, _), members in by_shape.items():
-            for group in _groups(members, max(1, BATCH_EXAMPLES // size)):
+        by_size: dict[int, list[tuple[int, Phi, Floats]]] = {}
+        for index, (phi, query) in enumerate(requests):
+            for start in range(0, len(query), QUERY_SIZES[-1]):
+                chunk = query[start : start + QUERY_SIZES[-1]]
+                by_size.setdefault(padded_queries(len(chunk)), []).append((index, phi, chunk))
+        parts: list[list[Answers]] = [[] for _ in requests]
+        for size in sorted(by_size, reverse=True):  # of one request the last chunk is the smallest
+            for group in self.sharing.groups(by_size[size], size, self.at_once):
                 for (index, _, _), answer in zip(group, self._answer(group, size), strict=True):
-                    answers[index].append(answer)
-        return [_joined(parts, phi) for parts, (phi, _) in zip(answers, requests, strict=True)]
+                    parts[index].append(answer)
+        return [_joined(its, phi) for its, (phi, _) in zip(parts, requests, strict=True)]
 
-    def warm(self, size: int, batch_limit: int) -> None:
-        """Runs every shape of a padded support set once: its adaptation, and queries of its φ."""
-        inputs = np.zeros((size, *self.card.input.shape), np.float32)
-        support = SupportSet(inputs, np.arange(size) % 2, 2)
-        for count in _powers(min(batch_limit, BATCH_EXAMPLES // size)):
-            # Later steps do nothing new: the first may move the head alone, and in the second the
-            # network is still one for all tasks. For many examples each would take seconds.
-            examples = size * count
-            steps = 3 if examples <= MOST_WARM_EXAMPLES else 2 if examples <= BATCH_EXAMPLES else 1
-            adapted = self.adapt([support] * count, steps)
-        if size <= self.most_rows:  # beyond it the head has no more rows
-            self._warm_queries(adapted[0][0], batch_limit)
+    def warm(self, max_support: int) -> Iterator[None]:
+        """Runs every shape that tasks can share once; yields between two of them."""
+        for size in self.sharing.sizes(max_support):
+            support = self._blank(size, 2)
+            for count in self.sharing.counts(size, self.at_once):
+                self.adapt([support] * count, WARM_STEPS)
+                yield
+        rows = padded_rows(1)
+        while rows <= self.most_rows:
+            ways = min(rows, self.learner.head.rows(rows))
+            phi, _ = self.adapt([self._blank(rows, ways)], WARM_STEPS)[0]
+            for size in QUERY_SIZES:
+                query = np.zeros((size, *self.card.input.shape), np.float32)
+                for count in [1, *self.sharing.counts(size, self.at_once)]:
+                    self.predict([(phi, query)] * count)
+                    yield
+            rows *= 2
 
-    def _warm_queries(self, phi: Phi, batch_limit: int) -> None:
-        for chunk in QUERY_CHUNKS:
-            query = np.zeros((chunk, *self.card.input.shape), np.float32)
-            # One large request alone makes many chunks of the last size.
-            most = max(batch_limit, BATCH_EXAMPLES // QUERY_CHUNKS[-1])
-            for count in _powers(min(most, BATCH_EXAMPLES // chunk)):
-                self.predict([(phi, query)] * count)
+    def _blank(self, examples: int, ways: int) -> SupportSet:
+        inputs = np.zeros((examples, *self.card.input.shape), np.float32)
+        return SupportSet(inputs, np.arange(examples) % ways, ways)
 
     def _adapt(
-        self, support: Examples, classes: Tensor, *, steps: int
+        self, support: Examples, classes: Tensor, *, steps: int, vjp: Vjp
     ) -> tuple[Params, Tensor, Tensor, Tensor]:
         """φ, its support loss, the class means of its features and the task's size."""
-        phi, losses, features = adapt(self.learner, self.theta, support, classes, self.alpha, steps)
+        phi, losses, features = adapt(
+            self.learner, self.theta, support, classes, self.alpha, steps, vjp
+        )
         means = class_means(features, support, classes.shape[-1])
         shots = membership(support, classes.shape[-1]).sum(0)
         return phi, losses, means, task_size(shots, classes)
 
-    def _pad(self, group: Sequence[SupportSet], size: int) -> tuple[Examples, Tensor]:
+    def _alone(self, support: SupportSet, steps: int) -> tuple[Params, Tensor, Tensor, Tensor]:
+        """The same of one support set as it is, each tensor with a leading dimension of one."""
+        examples, classes = self._pad([support], len(support.labels), support.ways)
+        task = tree_map(lambda value: value[0], (examples, classes))
+        adapted = self._adapt(*task, steps=steps, vjp=vjp_once)
+        one: tuple[Params, Tensor, Tensor, Tensor] = tree_map(lambda value: value[None], adapted)
+        return one
+
+    def _kept(self, phi: Params, ways: int, means: Tensor, size: Tensor) -> Phi:
+        """φ to be kept: a copy without the rows of padding."""
+        rows = self.learner.head.rows(ways)
+        parameters = {
+            name: (value[:rows] if name.startswith(HEAD) else value).clone()
+            for name, value in phi.items()
+        }
+        return Phi(parameters, ways, means[:rows].clone(), size.clone())
+
+    def _pad(
+        self, group: Sequence[SupportSet], size: int, ways: int | None = None
+    ) -> tuple[Examples, Tensor]:
         """Support sets as one container (B, size, ...), and which classes exist (B, rows)."""
         inputs = np.zeros((len(group), size, *self.card.input.shape), np.float32)
         labels = np.zeros((len(group), size), np.int64)
         mask = np.zeros((len(group), size), np.bool_)
-        rows = self.learner.head.rows(min(size, self.most_rows))
+        rows = self.learner.head.rows(ways or min(size, self.most_rows))
         classes = np.zeros((len(group), rows), np.bool_)
         for index, support in enumerate(group):
             count = len(support.labels)
@@ -142,23 +158,25 @@ class Computer:
         return Examples(*to[:3]), to[3]
 
     def _answer(self, group: Sequence[tuple[int, Phi, Floats]], size: int) -> list[Answers]:
-        """Answers to chunks that are padded to one size, as one batched computation."""
-        inputs = np.zeros((len(group), size, *self.card.input.shape), np.float32)
-        rows = group[0][1].parameters["head.bias"].shape[0]
-        classes = np.zeros((len(group), rows), np.bool_)
-        for index, (_, phi, query) in enumerate(group):
-            inputs[index, : len(query)] = query
-            classes[index, : phi.ways] = True
-        phis: Params = {
-            name: torch.stack([phi.parameters[name] for _, phi, _ in group])
-            for name in group[0][1].parameters
-        }
-        means = torch.stack([phi.means for _, phi, _ in group])
-        sizes = torch.stack([phi.size for _, phi, _ in group])
-        to = [torch.from_numpy(array).to(self.device) for array in (inputs, classes)]
+        """Answers to chunks of queries, as one computation; of several, padded to one size."""
+        phis = [phi for _, phi, _ in group]
         with torch.no_grad():
-            answered = vmap(self._answer_one)(phis, means, sizes, *to)
-        probabilities, outliers = (values.cpu().numpy() for values in answered)
+            if len(group) == 1:
+                inputs = torch.from_numpy(group[0][2]).to(self.device)
+                answered = self._answer_one(*self._held(phis[0], phis[0].rows), inputs)
+                probabilities, outliers = (value[None].cpu().numpy() for value in answered)
+            else:
+                rows = self.learner.head.rows(padded_rows(max(phi.ways for phi in phis)))
+                held = [self._held(phi, rows) for phi in phis]
+                stacked: tuple[Any, ...] = tree_map(
+                    lambda *values: torch.stack(values), held[0], *held[1:]
+                )
+                padding = np.zeros((len(group), size, *self.card.input.shape), np.float32)
+                for index, (_, _, query) in enumerate(group):
+                    padding[index, : len(query)] = query
+                inputs = torch.from_numpy(padding).to(self.device)
+                answered = vmap(self._answer_one)(*(*stacked, inputs))
+                probabilities, outliers = (value.cpu().numpy() for value in answered)
         return [
             Answers(
                 probabilities[index, : len(query), : phi.ways].copy(),
@@ -167,8 +185,21 @@ class Computer:
             for index, (_, phi, query) in enumerate(group)
         ]
 
+    def _held(self, phi: Phi, rows: int) -> tuple[Params, Tensor, Tensor, Tensor]:
+        """φ with so many rows, its class means, which classes exist and the task's size."""
+        more = rows - phi.rows
+        parameters = {
+            name: F.pad(value, [0, 0] * (value.ndim - 1) + [0, more])
+            if more and name.startswith(HEAD)
+            else value
+            for name, value in phi.parameters.items()
+        }
+        classes = torch.arange(rows, device=self.device) < phi.ways
+        means = F.pad(phi.means, (0, 0, 0, more)) if more else phi.means
+        return parameters, means, classes, phi.size
+
     def _answer_one(
-        self, phi: Params, means: Tensor, size: Tensor, inputs: Tensor, classes: Tensor
+        self, phi: Params, means: Tensor, classes: Tensor, size: Tensor, inputs: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Probabilities (Q, N) and how probable it is that a query is of no class, (Q,)."""
         features = self.learner.features(phi, inputs)
@@ -190,25 +221,3 @@ def _joined(parts: Sequence[Answers], phi: Phi) -> Answers:
         np.concatenate([part.probabilities for part in parts]),
         np.concatenate(outliers) if outliers else None,
     )
-
-
-def _powers(most: int) -> Iterator[int]:
-    """The powers of two up to `most`, and 1 in any case."""
-    count = 1
-    yield count
-    while 2 * count <= most:
-        count *= 2
-        yield count
-
-
-Item = TypeVar("Item")
-
-
-def _groups(items: Sequence[Item], most: int | None = None) -> Iterator[Sequence[Item]]:
-    """Cuts items into runs whose lengths are powers of two, at most `most`, the longest first."""
-    start = 0
-    while start < len(items):
-        left = len(items) - start if most is None else min(most, len(items) - start)
-        length = 1 << (left.bit_length() - 1)
-        yield items[start : start + length]
-        start += length

@@ -9,14 +9,17 @@ from functools import partial
 from typing import Any, TypeVar
 
 import structlog
+import torch
 
-from app.devices import choose_device
+from app.devices import choose_device, one_thread
 from app.engine.cache import PhiCache
-from app.engine.compute import BATCH_EXAMPLES, LEAST_SUPPORT, Computer, padded
+from app.engine.compute import Computer
 from app.engine.guest import Guest
 from app.engine.queue import Entry, WorkQueue
 from app.engine.requests import Adapted, Answers, Floats, ModelKey, PhiMissing, SupportSet
+from app.engine.shapes import padded, sharing_of
 from app.errors import Draining, EngineFailed, NotReady, RegistryError, Unavailable
+from app.learning.learner import HEAD
 from app.registry import LoadedModel, Registry
 from app.settings import Settings
 
@@ -81,11 +84,14 @@ class Engine:
         self._registry = registry
         self._settings = settings
         self._device = choose_device(settings.device)
-        self._models = {
-            ModelKey(name, version): registry.load(name, version)
-            for name in registry.names()
-            for version in registry.versions(name)
-        }
+        self._sharing = sharing_of(self._device)
+        self._threads = torch.get_num_threads()
+        with one_thread():
+            self._models = {
+                ModelKey(name, version): registry.load(name, version)
+                for name in registry.names()
+                for version in registry.versions(name)
+            }
         for model in self._models.values():
             _check_served(model)
         self._computers: dict[ModelKey, Computer] = {}
@@ -159,10 +165,11 @@ class Engine:
             Unavailable: the queue is full, or the device is not warm, broken or being stopped.
         """
         size = padded(len(support.labels))
-        cost = size + (0 if query is None else len(query))
-        return self._submit(
-            model, phi_key, _Adapt(support, steps, query), ("adapt", size, steps), cost
-        )
+        # A backward pass costs two forward ones; at the end come one more, and the queries.
+        cost = size * (3 * steps + 1) + (0 if query is None else len(query))
+        shares = size <= self._sharing.largest
+        kind = ("adapt", size, steps) if shares else object()
+        return self._submit(model, phi_key, _Adapt(support, steps, query), kind, cost)
 
     def predict(self, model: ModelKey, phi_key: str, query: Floats) -> Future[Answers]:
         """Answers queries (Q, *input_shape) by the φ kept under `phi_key`.
@@ -172,7 +179,8 @@ class Engine:
         Raises:
             Unavailable: as for `adapt`.
         """
-        return self._submit(model, phi_key, _Predict(query), "predict", len(query))
+        kind = "predict" if len(query) <= self._sharing.largest else object()
+        return self._submit(model, phi_key, _Predict(query), kind, len(query))
 
     def weights(self, model: ModelKey, phi_key: str) -> Future[dict[str, Floats]]:
         """The φ kept under `phi_key`, by parameter name; PhiMissing as in `predict`.
@@ -224,11 +232,12 @@ class Engine:
         if held is not None and held.card == self._registry.card(key.name, key.version):
             return
         began = time.monotonic()
-        model = self._registry.load(key.name, key.version)
+        with one_thread():
+            model = self._registry.load(key.name, key.version)
         _check_served(model)
         guest = self._on_device(partial(self._guest, model))
-        for size in self._sizes():
-            guest.warm(size, self._settings.batch_limit)
+        for _ in guest.warm(self._settings.max_support):
+            pass
         self._computers[key] = self._on_device(partial(self._computer, model))
         self._models[key] = model
         seconds = round(time.monotonic() - began, 2)
@@ -244,11 +253,12 @@ class Engine:
     def _run(self) -> None:
         """The device's thread. However it ends, nobody is left waiting."""
         batch: list[Entry] | None = None
+        torch.set_num_threads(self._threads)  # another thread may just be one_thread()
         try:
             if not self._prepare():
                 return
             self._warm.set()
-            while batch := self._queue.next_batch(self._settings.batch_limit, BATCH_EXAMPLES):
+            while batch := self._queue.next_batch(self._settings.batch_limit, self._sharing.work):
                 if isinstance(batch[0].work, _Chore):
                     self._do(batch[0])
                     continue
@@ -274,27 +284,21 @@ class Engine:
         began = time.monotonic()
         for key, model in self._models.items():
             self._computers[key] = self._computer(model)
-            for size in self._sizes():
+            for _ in self._computers[key].warm(self._settings.max_support):
                 if self._queue.closed:
                     return False
-                self._computers[key].warm(size, self._settings.batch_limit)
         log.info("the device is warm", seconds=round(time.monotonic() - began, 2))
         return True
 
     def _computer(self, model: LoadedModel) -> Computer:
         model.learner.to(self._device)
-        return Computer(model, self._device, self._settings.max_classes)
+        limits = self._settings
+        return Computer(model, self._device, limits.max_classes, limits.batch_limit)
 
     def _guest(self, model: LoadedModel) -> Guest:
         model.learner.to(self._device)
-        return Guest(model, self._device, self._settings.max_classes, self._on_device)
-
-    def _sizes(self) -> list[int]:
-        """Every padded size of a support set."""
-        sizes, most = [LEAST_SUPPORT], padded(self._settings.max_support)
-        while sizes[-1] < most:
-            sizes.append(2 * sizes[-1])
-        return sizes
+        limits = self._settings
+        return Guest(model, self._device, limits.max_classes, limits.batch_limit, self._on_device)
 
     def _do(self, chore: Entry) -> None:
         try:
@@ -368,7 +372,7 @@ class Engine:
             else:
                 entry.future.set_result(
                     {
-                        name: (value[: phi.ways] if name.startswith("head.") else value)
+                        name: (value[: phi.ways] if name.startswith(HEAD) else value)
                         .cpu()
                         .numpy()
                         .copy()

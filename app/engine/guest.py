@@ -18,7 +18,7 @@ class Guest(Computer):
     Args:
         model: what to warm up.
         device: where.
-        max_classes: as for `Computer`.
+        max_classes: as for `Computer`, as is `at_once`.
         turn: has the device's thread do something, and gives what came out.
     """
 
@@ -27,9 +27,10 @@ class Guest(Computer):
         model: LoadedModel,
         device: torch.device,
         max_classes: int,
+        at_once: int,
         turn: Callable[[Callable[[], Any]], Any],
     ):
-        super().__init__(model, device, max_classes)
+        super().__init__(model, device, max_classes, at_once)
         self._turn = turn
 
     def adapt(

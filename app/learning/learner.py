@@ -97,10 +97,17 @@ class Learner:
         return heads.logits(phi, self.features(phi, inputs))
 
     def inner_loss(
-        self, phi: Mapping[str, Tensor], examples: Examples, classes: Tensor
+        self, head: Mapping[str, Tensor], features: Tensor, *, examples: Examples, classes: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the inner loop descends on, with the temperature, and the head's loss itself."""
-        outputs = self.logits(phi, examples.inputs)
+        """What the inner loop descends on, with the temperature, and the head's loss itself.
+
+        Args:
+            head: the head's part of φ.
+            features: of the examples, by φ (M, D).
+            examples: what the loss is of.
+            classes: (N,) bool, which of the N classes exist.
+        """
+        outputs = heads.logits(head, features)
         loss = self.head.loss(outputs, examples, classes)
         if self.temperature == 1:
             return loss, loss

@@ -7,8 +7,10 @@ import pytest
 from torch.utils._pytree import tree_leaves
 
 from app.engine import Engine, compute
-from app.engine.compute import _groups, padded
+from app.engine.shapes import ON_CPU, ON_GPU, padded, padded_rows
+from app.learning.vjp import vjp_once
 from tests.unit.engine.helpers import (
+    CONV,
     DEEP,
     SECONDS,
     Device,
@@ -21,20 +23,42 @@ from tests.unit.engine.helpers import (
 Shapes = set[tuple[tuple[int, ...], ...]]
 
 
-@pytest.mark.parametrize(
-    ("count", "size"), [(1, 8), (2, 8), (8, 8), (9, 16), (16, 16), (17, 32), (2048, 2048)]
-)
-def test_padding_is_to_the_next_power_of_two(count, size):
-    assert padded(count) == size
+SHARINGS = pytest.mark.parametrize("sharing", [ON_CPU, ON_GPU])
 
 
-@pytest.mark.parametrize("most", [None, 1, 4])
-def test_groups_are_powers_of_two_and_lose_nothing(most):
+def test_padding_is_to_four_sizes_an_octave():
+    sizes = sorted({padded(count) for count in range(1, 129)})
+    assert sizes == [4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128]
+    for count in range(1, 3000):
+        assert count <= padded(count)
+        assert padded(count) <= max(4, 1.34 * count)
+
+
+def test_rows_are_padded_to_a_power_of_two():
+    assert [padded_rows(ways) for ways in (2, 8, 9, 16, 100)] == [8, 8, 16, 16, 128]
+
+
+@SHARINGS
+@pytest.mark.parametrize("size", [4, 5, 8, 16, 20, 64])
+@pytest.mark.parametrize("most", [1, 4, 16])
+def test_groups_lose_nothing_and_are_as_many_as_one_computation_takes(sharing, size, most):
     for count in range(40):
-        groups = [list(group) for group in _groups(range(count), most)]
+        groups = [list(group) for group in sharing.groups(range(count), size, most)]
         assert [item for group in groups for item in group] == list(range(count))
-        assert all(len(group) & (len(group) - 1) == 0 for group in groups)
-        assert all(len(group) <= (most or count) for group in groups)
+        allowed = {1, *sharing.counts(size, most)}
+        assert {len(group) for group in groups} <= allowed
+        assert all(len(group) == 1 for group in groups[-min(3, len(groups)) : 0])
+
+
+@SHARINGS
+def test_what_shares_a_computation_is_bounded(sharing):
+    for size in sharing.sizes(3000):
+        assert size <= sharing.largest
+        for count in sharing.counts(size, 16):
+            assert sharing.fewest <= count <= 16
+            assert count * size <= sharing.together
+    assert sharing.sizes(5) == [4, 5]
+    assert not sharing.counts(padded(sharing.largest + 1), 16)
 
 
 @pytest.fixture
@@ -92,14 +116,14 @@ class Load:
 
 
 @pytest.mark.parametrize(("batch_limit", "max_classes"), [(1, 12), (3, 12), (16, 64)])
-def test_after_warming_up_no_request_within_the_limits_has_a_new_shape(
+def test_after_warming_up_no_tasks_that_share_a_computation_have_a_new_shape(
     build, device, seen, batch_limit, max_classes
 ):
     limits = {"max_support": 64, "max_classes": max_classes, "batch_limit": batch_limit}
     engine = start(build(**limits, max_query=300))
     warm = set(seen)
     load = Load(engine, device, most_ways=max_classes)
-    for size in (2, 8, 9, 64):
+    for size in (2, 5, 8, 9, 64):
         for count in (1, batch_limit, int(load.rng.integers(1, 1 + batch_limit))):
             queries, steps = int(load.rng.integers(0, 80)), int(load.rng.integers(1, 6))
             load.adapt(count, size, queries, steps)
@@ -113,26 +137,39 @@ def test_after_warming_up_no_request_within_the_limits_has_a_new_shape(
             load.predict((alike * batch_limit)[:batch_limit], queries)
     load.predict(keys[:1], 300)
     assert seen - warm == set()
+    assert bool(warm) == (batch_limit >= ON_CPU.fewest)
 
 
 def test_warming_up_runs_each_shape_and_no_more(build, seen):
     start(build(max_support=64, max_classes=16, batch_limit=16))
-    adaptations = 5 + 5 + 4 + 3  # groups of 1 to 16 sets of 8, 16, 32 and 64 examples
-    answers = 5 + 5 + 3  # queries in chunks of 4, 16 and 64
+    adaptations = 3 + 3 + 2 + 2 + 2 + 1 + 1  # groups of 4 to 16 sets of 4, 5, 6, 8, 10, 12 and 16
+    answers = 3 + 3 + 1  # 4 to 16 requests of 1, 4 and 16 queries
     any_number, fixed = 2, 1  # models: heads of 8 and of 16 rows, or of three
     heads = 2 * any_number + fixed
     assert len(seen) == (any_number + fixed) * adaptations + heads * answers
 
 
-def test_warming_up_takes_the_steps_that_sessions_take(build, monkeypatch):
-    taken: dict[int, int] = {}
+def test_a_task_alone_is_computed_as_it_is(running, seen):
+    engine, work = running(max_support=64), problem(1, [3, 4], queries=75)
+    warm = set(seen)
+    submit(engine, "alone", work).result(SECONDS)
+    engine.predict(CONV, "alone", work.query[:3]).result(SECONDS)
+    assert seen == warm, "nothing to share a computation with"
+
+
+def test_small_tasks_share_a_computation_and_large_ones_do_not(running, device, monkeypatch):
+    alone, together = [], []
     adapt = compute.adapt
 
-    def recording(learner, theta, support, classes, alpha, steps):
-        size = support.labels.shape[-1]
-        taken[size] = max(steps, taken.get(size, 0))
-        return adapt(learner, theta, support, classes, alpha, steps)
+    def recording(learner, theta, support, classes, alpha, steps, vjp):
+        (alone if vjp is vjp_once else together).append(support.labels.shape[-1])
+        return adapt(learner, theta, support, classes, alpha, steps, vjp)
 
+    engine = running(max_support=64, batch_limit=16)
     monkeypatch.setattr(compute, "adapt", recording)
-    start(build(max_support=512, max_classes=4, batch_limit=1))
-    assert taken == {8: 3, 16: 3, 32: 3, 64: 3, 128: 2, 256: 2, 512: 1}
+    load = Load(engine, device, most_ways=8)
+    load.adapt(9, 5, 2, 3)
+    load.adapt(4, 40, 2, 3)
+    # The one that held the device both times, the ninth, and the large ones.
+    assert alone == [2, 5, 2, 40, 40, 40, 40]
+    assert together == [5], "eight as one"

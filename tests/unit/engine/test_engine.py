@@ -250,7 +250,7 @@ def test_forget_drops_phi_and_nothing_else(engine):
 def test_an_evicted_phi_is_missing_and_adapting_again_gives_the_same(running, models):
     works = [problem(seed, [1, 2, 1]) for seed in (20, 21, 22)]
     weights = models[CONV].theta
-    rows = 8  # the head's, padded
+    rows = 3  # the head's, one for each class
     head = weights["head.weight"].shape[1] + 1
     body = sum(v.numel() for k, v in weights.items() if k.startswith("network."))
     means, size = rows * (head - 1), 2
@@ -327,4 +327,4 @@ def test_the_counters_count(running):
     )
     assert now["phi_cache_sessions"] == now["phi_cache_hits_total"] == 1
     assert now["phi_cache_misses_total"] == 1
-    assert now["phi_cache_bytes"] > 4 * 1000
+    assert now["phi_cache_bytes"] > 3000

@@ -59,10 +59,10 @@ def test_before_start_nothing_is_taken(build):
 def test_while_warming_up_nothing_is_taken_and_afterwards_it_is(build, monkeypatch):
     gate, warming, warm = threading.Event(), threading.Event(), Computer.warm
 
-    def slow(computer, sizes, batch_limit):
+    def slow(computer, max_support):
         warming.set()
         assert gate.wait(SECONDS)
-        warm(computer, sizes, batch_limit)
+        yield from warm(computer, max_support)
 
     monkeypatch.setattr(Computer, "warm", slow)
     engine = build()

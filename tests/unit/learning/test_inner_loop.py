@@ -10,6 +10,7 @@ from app.learning.inner_loop import adapt, descend
 from app.learning.learner import HEAD, NETWORK, Learner
 from app.learning.networks import Mlp
 from app.learning.tasks import Examples
+from app.learning.vjp import vjp_once
 from tests.unit.learning.common import (
     PICTURE,
     VECTOR,
@@ -25,24 +26,29 @@ from tests.unit.learning.common import (
 RAGGED = (1, 4, 2)
 
 
-def test_fixed_head_with_one_alpha_is_plain_sgd():
+VJPS = pytest.mark.parametrize("vjp", [torch.func.vjp, vjp_once], ids=["func", "once"])
+
+
+@VJPS
+def test_fixed_head_with_one_alpha_is_plain_sgd(vjp):
     learner = conv_learner("fixed-3")
     theta, support = theta_of(learner), examples_of(PICTURE, RAGGED)
     run = SgdRun(learner, theta, 3)
     run.train(support, 4, lambda name, step: 0.1)
-    phi, losses, _ = adapt(learner, theta, support, existing(3), 0.1, 4)
+    phi, losses, _ = adapt(learner, theta, support, existing(3), 0.1, 4, vjp)
     assert_same(phi, run.parameters, to=1e-10)
     assert losses.tolist() == pytest.approx(run.losses, abs=1e-10)
     assert losses[-1] < losses[0]
 
 
+@VJPS
 @pytest.mark.parametrize("shots", [RAGGED, (2, 2, 2, 2, 2)])
-def test_shared_row_is_plain_sgd_of_equal_rows_with_their_rate_times_n(shots):
+def test_shared_row_is_plain_sgd_of_equal_rows_with_their_rate_times_n(shots, vjp):
     learner, ways = conv_learner(), len(shots)
     theta, support = theta_of(learner), examples_of(PICTURE, shots)
     run = SgdRun(learner, theta, ways)
     run.train(support, 4, lambda name, step: 0.1 * (ways if name.startswith(HEAD) else 1))
-    phi, losses, _ = adapt(learner, theta, support, existing(ways), 0.1, 4)
+    phi, losses, _ = adapt(learner, theta, support, existing(ways), 0.1, 4, vjp)
     assert_same(phi, run.parameters, to=1e-10)
     assert losses.tolist() == pytest.approx(run.losses, abs=1e-10)
 
@@ -198,3 +204,32 @@ def test_repeating_the_examples_of_a_class_changes_nothing(head, times):
     torch.testing.assert_close(other_losses, losses, rtol=0, atol=1e-12)
     body = [name for name in theta if name.startswith(NETWORK)]
     assert max((phi[name] - theta[name]).abs().max() for name in body) > 1e-3
+
+
+def test_vjp_once_gives_what_the_library_gives_and_is_no_part_of_a_graph():
+    values = torch.linspace(-1, 2, 6, dtype=torch.float64).requires_grad_()
+
+    def function(named: dict[str, torch.Tensor], shift: torch.Tensor):
+        product = named["a"] * shift.exp() + 0 * named["unused"].sum()
+        return product.square(), product
+
+    primals = {"a": values, "unused": torch.ones(2, dtype=torch.float64)}, values.detach() / 2
+    weights = torch.arange(6, dtype=torch.float64)
+    got, pull, extra = vjp_once(function, *primals, has_aux=True)
+    want, library, also = torch.func.vjp(function, *primals, has_aux=True)
+    torch.testing.assert_close((got, extra), (want, also))
+    torch.testing.assert_close(pull(weights), library(weights))
+    assert not any(value.requires_grad for value in (got, extra, pull_once(function, primals)))
+
+
+def pull_once(function, primals) -> torch.Tensor:
+    """One of the gradients."""
+    value, pull, _ = vjp_once(function, *primals, has_aux=True)
+    gradient: torch.Tensor = pull(torch.ones_like(value))[1]
+    return gradient
+
+
+def test_vjp_once_has_zeros_for_what_the_value_does_not_depend_on():
+    one = torch.ones(3)
+    _, pull = vjp_once(lambda used, unused: used.sum(), one, one)
+    torch.testing.assert_close(pull(torch.ones(())), (torch.ones(3), torch.zeros(3)))

@@ -20,16 +20,24 @@ from tests.unit.learning.common import (
     theta_of,
 )
 
+X = "network.x"
+
 
 class Quadratic:
-    """A learner whose support loss is ½ (φ - c)ᵀ A (φ - c), with A and c as the two "inputs"."""
+    """A learner whose support loss is ½ (φ - c)ᵀ A (φ - c), with A and c as the two "inputs".
+
+    Its features are φ itself, and it has no head.
+    """
 
     def start(self, theta, ways):
         return dict(theta)
 
-    def inner_loss(self, phi, examples, classes):
+    def features(self, phi, inputs):
+        return phi[X]
+
+    def inner_loss(self, head, features, *, examples, classes):
         matrix, centre = examples.inputs[:-1], examples.inputs[-1]
-        off = phi["x"] - centre
+        off = features - centre
         loss = 0.5 * off @ matrix @ off
         return loss, loss
 
@@ -51,11 +59,11 @@ def quadratic() -> dict[str, Tensor]:
 def descend_quadratic(quadratic, theta, alpha, steps, first_order=False) -> list[Tensor]:
     inputs = torch.cat((quadratic["A"], quadratic["c"][None]))
     unused = Examples(inputs, torch.zeros(5, dtype=torch.long), torch.ones(5, dtype=torch.bool))
-    rates = {"x": alpha} if isinstance(alpha, Tensor) else alpha
+    rates = {X: alpha} if isinstance(alpha, Tensor) else alpha
     phis, _ = descend(
-        Quadratic(), {"x": theta}, unused, existing(2), rates, steps, first_order=first_order
+        Quadratic(), {X: theta}, unused, existing(2), rates, steps, first_order=first_order
     )
-    return [phi["x"] for phi in phis]
+    return [phi[X] for phi in phis]
 
 
 @pytest.mark.parametrize("first_order", [False, True])

@@ -101,9 +101,9 @@ def test_query_set_has_no_influence_on_the_direction():
 class Watched(Learner):
     """Writes down which examples the inner steps descend on."""
 
-    def inner_loss(self, phi, examples, classes):
+    def inner_loss(self, head, features, *, examples, classes):
         self.seen.append(examples)
-        return super().inner_loss(phi, examples, classes)
+        return super().inner_loss(head, features, examples=examples, classes=classes)
 
 
 @pytest.mark.parametrize(("shots", "steps"), [(2, 2), (6, 2), (6, 3), (5, 5)])

@@ -1,0 +1,80 @@
+"""Which tasks share one computation, and what they are padded to.
+
+Shapes are few, so that all can be warmed before the first request. What gains nothing by company is
+computed alone, as it is, without padding; `benchmarks/README.md` has the measurements.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+QUERY_SIZES = (1, 4, 16, 64)
+"""What the queries of one request are padded to."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """When a device computes several tasks at once."""
+
+    largest: int
+    """Most examples of a task that shares a computation."""
+    together: int
+    """Most examples of such a computation, padding included."""
+    fewest: int
+    """Fewer tasks than these are faster one by one."""
+    work: int
+    """Most work of one batch, in forward passes of one example: how long others may wait for it."""
+
+    def sizes(self, most: int) -> list[int]:
+        """What support sets are padded to that share a computation, none above `most` examples."""
+        sizes = [padded(1)]
+        while sizes[-1] < min(self.largest, padded(most)):
+            sizes.append(padded(sizes[-1] + 1))
+        return sizes
+
+    def counts(self, size: int, most: int) -> list[int]:
+        """How many tasks of a size one computation takes: powers of two, at most `most`."""
+        counts, count = [], 2
+        while count <= most and count * size <= self.together:
+            if count >= self.fewest and size <= self.largest:
+                counts.append(count)
+            count *= 2
+        return counts
+
+    def groups(self, items: Sequence[Item], size: int, most: int) -> Iterator[Sequence[Item]]:
+        """Cuts tasks of a size into runs of as many as one computation takes, or of one."""
+        start = 0
+        while start < len(items):
+            left = len(items) - start
+            count = max((n for n in self.counts(size, most) if n <= left), default=1)
+            yield items[start : start + count]
+            start += count
+
+
+ON_CPU = Sharing(largest=16, together=80, fewest=4, work=1000)
+ON_GPU = Sharing(largest=1024, together=4096, fewest=2, work=100_000)
+
+
+def sharing_of(device: torch.device) -> Sharing:
+    """How tasks share a device."""
+    return ON_CPU if device.type == "cpu" else ON_GPU
+
+
+def padded(count: int) -> int:
+    """The least of 4, 5, 6, 8, 10, 12, 16, 20, 24, 32 ... that holds `count` examples."""
+    unit = max(1, 1 << max(0, (count - 1).bit_length() - 3))
+    return next(n * unit for n in (4, 5, 6, 8) if n * unit >= count)
+
+
+def padded_rows(ways: int) -> int:
+    """The least power of two from eight on that holds `ways` rows of a head."""
+    return max(8, 1 << (ways - 1).bit_length())
+
+
+def padded_queries(count: int) -> int:
+    """The least size that holds `count` queries, or the largest."""
+    return next((size for size in QUERY_SIZES if count <= size), QUERY_SIZES[-1])
