@@ -23,7 +23,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from app.data.augment import deform
+from app.data.augment import Deformations, deform
 from app.data.images import WHITE, prepare_image, to_float
 from app.data.mini_imagenet import load_mini_imagenet
 from app.data.omniglot import INPUT, load_omniglot
@@ -138,7 +138,7 @@ def _turned(images: Images) -> Images:
     angle = np.deg2rad(TURN)
     matrix = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]])
     matrices = np.broadcast_to(matrix.astype(np.float32), (1, *images.shape[:2], 2, 3)).copy()
-    turned = deform(torch.from_numpy(to_float(images))[None], matrices)[0]
+    turned = deform(torch.from_numpy(to_float(images))[None], Deformations(matrices, None, None))[0]
     return (255 * turned).round().numpy().astype(np.uint8)
 
 

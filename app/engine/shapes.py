@@ -10,8 +10,9 @@ from typing import TypeVar
 
 import torch
 
-QUERY_SIZES = (1, 4, 16, 64)
-"""What the queries of one request are padded to."""
+QUERY_SIZES = (1, 4, 16, 64, 256)
+"""What the queries of requests that share a computation are padded to; the last is also the most of
+one request that are computed at once."""
 
 Item = TypeVar("Item")
 

@@ -131,7 +131,7 @@ def test_after_warming_up_no_tasks_that_share_a_computation_have_a_new_shape(
     for _ in range(6):
         some = load.rng.choice(keys, batch_limit).tolist()
         load.predict(some, int(load.rng.integers(1, 70)))
-    for queries in (1, 4, 5, 16, 17, 64):
+    for queries in (1, 4, 5, 16, 17, 64, 300):
         for size in (8, 64):  # the smallest and the largest head
             alike = [key for key, work in load.keys.items() if len(work.support.labels) == size]
             load.predict((alike * batch_limit)[:batch_limit], queries)
