@@ -53,6 +53,8 @@ class FakeEngine:
     calls: list[Call] = field(default_factory=list)
     futures: list[Future] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
+    owners: list[str] = field(default_factory=list)
+    """Who asked, call by call."""
     held: list[Callable[[], None]] = field(default_factory=list)
 
     def start(self) -> None:
@@ -65,8 +67,15 @@ class FakeEngine:
         return model not in self.unserved
 
     def adapt(
-        self, model: ModelKey, phi_key: str, support: SupportSet, steps: int, query: Floats | None
+        self,
+        model: ModelKey,
+        phi_key: str,
+        support: SupportSet,
+        steps: int,
+        query: Floats | None,
+        owner: str,
     ) -> Future[Adapted]:
+        self.owners.append(owner)
         self.calls.append(Call("adapt", model, phi_key, support, steps, query))
 
         def answer() -> Adapted:
@@ -83,11 +92,13 @@ class FakeEngine:
 
         return self._future(answer)
 
-    def predict(self, model: ModelKey, phi_key: str, query: Floats) -> Future[Answers]:
+    def predict(self, model: ModelKey, phi_key: str, query: Floats, owner: str) -> Future[Answers]:
+        self.owners.append(owner)
         self.calls.append(Call("predict", model, phi_key, query=query))
         return self._future(lambda: answers(self._kept(phi_key), query))
 
-    def weights(self, model: ModelKey, phi_key: str) -> Future[dict[str, Floats]]:
+    def weights(self, model: ModelKey, phi_key: str, owner: str) -> Future[dict[str, Floats]]:
+        self.owners.append(owner)
         self.calls.append(Call("weights", model, phi_key))
         return self._future(lambda: {"means": self._kept(phi_key)})
 

@@ -18,6 +18,7 @@ from app.engine.guest import Guest
 from app.engine.queue import Entry, WorkQueue
 from app.engine.requests import Adapted, Answers, Floats, ModelKey, PhiMissing, SupportSet
 from app.engine.shapes import padded, sharing_of
+from app.engine.work import Adapt, Chore, Export, Predict
 from app.errors import Draining, EngineFailed, NotReady, RegistryError, Unavailable
 from app.learning.learner import HEAD
 from app.registry import LoadedModel, Registry
@@ -29,30 +30,6 @@ FAILURES_IN_A_ROW = 3
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Adapt:
-    support: SupportSet
-    steps: int
-    query: Floats | None
-
-
-@dataclass(frozen=True)
-class _Predict:
-    query: Floats
-
-
-@dataclass(frozen=True)
-class _Export:
-    pass
-
-
-@dataclass(frozen=True)
-class _Chore:
-    """What the device's thread does between two batches, for no request."""
-
-    do: Callable[[], Any]
 
 
 @dataclass
@@ -150,7 +127,13 @@ class Engine:
         self._queue.fail_all(reason)
 
     def adapt(
-        self, model: ModelKey, phi_key: str, support: SupportSet, steps: int, query: Floats | None
+        self,
+        model: ModelKey,
+        phi_key: str,
+        support: SupportSet,
+        steps: int,
+        query: Floats | None,
+        owner: str = "",
     ) -> Future[Adapted]:
         """Adapts θ to a support set, keeps φ under `phi_key` and answers the query.
 
@@ -160,6 +143,7 @@ class Engine:
             support: the support set; labels in [0, ways), at least one example of each.
             steps: inner steps.
             query: (Q, *input_shape) float32, or None.
+            owner: who asks; owners take turns.
 
         Raises:
             Unavailable: the queue is full, or the device is not warm, broken or being stopped.
@@ -169,9 +153,11 @@ class Engine:
         cost = size * (3 * steps + 1) + (0 if query is None else len(query))
         shares = size <= self._sharing.largest
         kind = ("adapt", size, steps) if shares else object()
-        return self._submit(model, phi_key, _Adapt(support, steps, query), kind, cost)
+        return self._submit(model, phi_key, Adapt(support, steps, query), kind, cost, owner)
 
-    def predict(self, model: ModelKey, phi_key: str, query: Floats) -> Future[Answers]:
+    def predict(
+        self, model: ModelKey, phi_key: str, query: Floats, owner: str = ""
+    ) -> Future[Answers]:
         """Answers queries (Q, *input_shape) by the φ kept under `phi_key`.
 
         The future raises PhiMissing where the cache has no such φ (any more).
@@ -180,15 +166,15 @@ class Engine:
             Unavailable: as for `adapt`.
         """
         kind = "predict" if len(query) <= self._sharing.largest else object()
-        return self._submit(model, phi_key, _Predict(query), kind, len(query))
+        return self._submit(model, phi_key, Predict(query), kind, len(query), owner)
 
-    def weights(self, model: ModelKey, phi_key: str) -> Future[dict[str, Floats]]:
+    def weights(self, model: ModelKey, phi_key: str, owner: str = "") -> Future[dict[str, Floats]]:
         """The φ kept under `phi_key`, by parameter name; PhiMissing as in `predict`.
 
         Raises:
             Unavailable: as for `adapt`.
         """
-        return self._submit(model, phi_key, _Export(), "export", 1)
+        return self._submit(model, phi_key, Export(), "export", 1, owner)
 
     def forget(self, phi_key: str) -> None:
         """Drops φ from the cache before the next batch."""
@@ -211,7 +197,13 @@ class Engine:
         }
 
     def _submit(
-        self, model: ModelKey, phi_key: str, work: object, kind: Hashable, cost: int
+        self,
+        model: ModelKey,
+        phi_key: str,
+        work: object,
+        kind: Hashable,
+        cost: int,
+        owner: str,
     ) -> Future[Any]:
         if self._failure is not None:
             raise self._failure.with_traceback(None)  # it would grow with every raise
@@ -222,7 +214,7 @@ class Engine:
                 f"{model.name} version {model.version} came after this server last read its "
                 "models: try again on another, or once it has read them again."
             )
-        entry = Entry(model, phi_key, work, (model, kind), cost)
+        entry = Entry(model, phi_key, work, (model, kind), cost, owner)
         self._queue.put(entry)
         return entry.future
 
@@ -245,7 +237,7 @@ class Engine:
 
     def _on_device(self, do: Callable[[], T]) -> T:
         """Has the device's thread do something, and waits for it."""
-        chore = Entry(ModelKey("", 0), "", _Chore(do), object(), 0)
+        chore = Entry(ModelKey("", 0), "", Chore(do), object(), 0)
         self._queue.put(chore, beyond_limit=True)
         result: T = chore.future.result()
         return result
@@ -259,7 +251,7 @@ class Engine:
                 return
             self._warm.set()
             while batch := self._queue.next_batch(self._settings.batch_limit, self._sharing.work):
-                if isinstance(batch[0].work, _Chore):
+                if isinstance(batch[0].work, Chore):
                     self._do(batch[0])
                     continue
                 self._counts.requests += len(batch)
@@ -328,9 +320,9 @@ class Engine:
             self._cache.drop(self._forgotten.pop())
         self._counts.batches += 1
         run: dict[type, Callable[[list[Entry], Computer], None]] = {
-            _Adapt: self._adapt,
-            _Predict: self._predict,
-            _Export: self._export,
+            Adapt: self._adapt,
+            Predict: self._predict,
+            Export: self._export,
         }
         began = time.monotonic()
         try:
@@ -339,7 +331,7 @@ class Engine:
             self._counts.busy_seconds += time.monotonic() - began
 
     def _adapt(self, batch: list[Entry], computer: Computer) -> None:
-        works: list[_Adapt] = [entry.work for entry in batch]
+        works: list[Adapt] = [entry.work for entry in batch]
         adapted = computer.adapt([work.support for work in works], works[0].steps)
         asking = [
             (index, phi, work.query)

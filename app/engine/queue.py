@@ -24,20 +24,25 @@ class Entry:
     work: Any
     shape: Hashable
     cost: int
+    owner: str = ""
     future: Future[Any] = field(default_factory=Future)
 
 
 class WorkQueue:
-    """First in, first out, but that entries which fit the first one's batch come along with it."""
+    """Owners take turns; the entries of one owner are first in, first out.
+
+    Entries that fit the first one's batch come along with it, again by turns: who sends much fills
+    what others leave.
+    """
 
     def __init__(self, limit: int):
         self.limit = limit
-        self._entries: deque[Entry] = deque()
+        self._waiting: dict[str, deque[Entry]] = {}  # by owner, whose turn it is first
         self._changed = threading.Condition()
         self._closed: Unavailable | None = None
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return sum(map(len, list(self._waiting.values())))
 
     @property
     def closed(self) -> bool:
@@ -54,15 +59,17 @@ class WorkQueue:
         with self._changed:
             if self._closed is not None:
                 raise self._closed.with_traceback(None)  # it would grow with every raise
-            if len(self._entries) >= self.limit and not beyond_limit:
+            if len(self) >= self.limit and not beyond_limit:
+                self._drop_gone()
+            if len(self) >= self.limit and not beyond_limit:
                 raise QueueFull(
                     f"{self.limit} requests wait for the device already; try again later"
                 )
-            self._entries.append(entry)
+            self._waiting.setdefault(entry.owner, deque()).append(entry)
             self._changed.notify()
 
     def next_batch(self, most: int, most_cost: int) -> list[Entry] | None:
-        """Waits for work and takes the first entry, with others of its shape while they fit.
+        """Waits for work and takes the first entry whose turn it is, with others of its shape.
 
         Callers who have gone are skipped; the futures of the others can no longer be cancelled.
 
@@ -71,9 +78,9 @@ class WorkQueue:
         """
         with self._changed:
             while True:
-                while not self._entries and self._closed is None:
+                while not self._waiting and self._closed is None:
                     self._changed.wait()
-                if not self._entries:
+                if not self._waiting:
                     return None
                 batch = self._take(most, most_cost)
                 if batch:
@@ -88,8 +95,8 @@ class WorkQueue:
     def fail_all(self, error: Exception) -> None:
         """Fails every entry that waits."""
         with self._changed:
-            entries = list(self._entries)
-            self._entries.clear()
+            entries = [entry for waiting in self._waiting.values() for entry in waiting]
+            self._waiting.clear()
         for entry in entries:
             if entry.future.set_running_or_notify_cancel():
                 entry.future.set_exception(error)
@@ -97,14 +104,36 @@ class WorkQueue:
     def _take(self, most: int, most_cost: int) -> list[Entry]:
         batch: list[Entry] = []
         cost = 0
-        passed: list[Entry] = []
-        while self._entries and len(batch) < most:
-            entry = self._entries.popleft()
-            fits = not batch or (entry.shape == batch[0].shape and cost + entry.cost <= most_cost)
-            if not fits:
-                passed.append(entry)
-            elif entry.future.set_running_or_notify_cancel():
+        turns = deque(self._waiting)
+        while turns and len(batch) < most:
+            owner = turns.popleft()
+            entry = self._first(owner, batch, most_cost - cost)
+            if entry is None:
+                continue  # nothing more of this owner fits
+            turns.append(owner)
+            if entry.future.set_running_or_notify_cancel():
                 batch.append(entry)
                 cost += entry.cost
-        self._entries.extendleft(reversed(passed))
+                if owner in self._waiting:  # now everyone else comes first
+                    self._waiting[owner] = self._waiting.pop(owner)
         return batch
+
+    def _first(self, owner: str, batch: list[Entry], left: int) -> Entry | None:
+        """Takes the owner's first entry out that may join the batch; any may be its first."""
+        waiting = self._waiting.get(owner, ())
+        for index, entry in enumerate(waiting):
+            if not batch or (entry.shape == batch[0].shape and entry.cost <= left):
+                del self._waiting[owner][index]
+                if not self._waiting[owner]:
+                    del self._waiting[owner]
+                return entry
+        return None
+
+    def _drop_gone(self) -> None:
+        """Takes out the entries whose callers have gone."""
+        for owner, waiting in list(self._waiting.items()):
+            here = deque(entry for entry in waiting if not entry.future.cancelled())
+            if here:
+                self._waiting[owner] = here
+            else:
+                del self._waiting[owner]

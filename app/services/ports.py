@@ -11,7 +11,7 @@ class Engine(Protocol):
     """The part of `app.engine.Engine` that the use cases call; none of it blocks.
 
     Every method that returns a future may raise a class of `app.errors.Unavailable` at once
-    instead. Cancelling a future takes the request back.
+    instead. Cancelling a future takes the request back. `owner` is who asks; owners take turns.
     """
 
     def serves(self, model: ModelKey, theta_sha256: str | None = None) -> bool:
@@ -19,16 +19,22 @@ class Engine(Protocol):
         ...
 
     def adapt(
-        self, model: ModelKey, phi_key: str, support: SupportSet, steps: int, query: Floats | None
+        self,
+        model: ModelKey,
+        phi_key: str,
+        support: SupportSet,
+        steps: int,
+        query: Floats | None,
+        owner: str,
     ) -> Future[Adapted]:
         """Adapt θ to `support`, keep φ under `phi_key`, answer `query` (Q, *input_shape)."""
         ...
 
-    def predict(self, model: ModelKey, phi_key: str, query: Floats) -> Future[Answers]:
+    def predict(self, model: ModelKey, phi_key: str, query: Floats, owner: str) -> Future[Answers]:
         """The answers to `query`; the future raises PhiMissing on a cache miss."""
         ...
 
-    def weights(self, model: ModelKey, phi_key: str) -> Future[dict[str, Floats]]:
+    def weights(self, model: ModelKey, phi_key: str, owner: str) -> Future[dict[str, Floats]]:
         """φ by parameter name; the future raises PhiMissing on a cache miss."""
         ...
 

@@ -231,7 +231,7 @@ class SessionService:
         session_id, created_at = new_session_id(), self._now()  # together: both order sessions
         key = phi_key(session_id, growth.sha256)
         with self._forgetting(key):
-            adapted = await self._adapt(model, key, growth.support, draft.steps, draft.query)
+            adapted = await self._adapt(model, key, growth.support, draft.steps, draft.query, owner)
             data = None
             if adapted.answers is not None:
                 check_answers(adapted.answers, "/query/{}")
@@ -274,7 +274,7 @@ class SessionService:
             before, key = stored.record, phi_key(session_id, growth.sha256)
             with self._forgetting(key):
                 adapted = await self._adapt(
-                    stored.model_key, key, growth.support, before.steps, None
+                    stored.model_key, key, growth.support, before.steps, None, owner
                 )
                 record = replace(
                     before,
@@ -335,9 +335,15 @@ class SessionService:
         return stored, growth
 
     async def _adapt(
-        self, model: ModelKey, key: str, support: SupportSet, steps: int, query: Floats | None
+        self,
+        model: ModelKey,
+        key: str,
+        support: SupportSet,
+        steps: int,
+        query: Floats | None,
+        owner: str,
     ) -> Adapted:
-        adapted = await self._wait(self._engine.adapt(model, key, support, steps, query))
+        adapted = await self._wait(self._engine.adapt(model, key, support, steps, query, owner))
         check_adapted(adapted)
         return adapted
 
@@ -345,7 +351,7 @@ class SessionService:
         """Answers to inputs (Q, *input_shape)."""
         try:
             answers = await self._wait(
-                self._engine.predict(stored.model_key, stored.phi_key, inputs)
+                self._engine.predict(stored.model_key, stored.phi_key, inputs, stored.record.owner)
             )
         except PhiMissing:
             adapted = await self._adapt_again(stored, inputs)
@@ -357,7 +363,9 @@ class SessionService:
     async def _phi(self, stored: StoredSession) -> dict[str, Floats]:
         for _ in range(WEIGHTS_TRIES):
             try:
-                return await self._wait(self._engine.weights(stored.model_key, stored.phi_key))
+                return await self._wait(
+                    self._engine.weights(stored.model_key, stored.phi_key, stored.record.owner)
+                )
             except PhiMissing:
                 await self._adapt_again(stored, None)
         raise Unavailable(
@@ -369,7 +377,12 @@ class SessionService:
         """Make φ anew from the stored support set: the cache may lose it at any time."""
         support = await asyncio.to_thread(self._read_support, stored)
         return await self._adapt(
-            stored.model_key, stored.phi_key, support, stored.record.steps, query
+            stored.model_key,
+            stored.phi_key,
+            support,
+            stored.record.steps,
+            query,
+            stored.record.owner,
         )
 
     async def _wait(self, future: Future[T]) -> T:

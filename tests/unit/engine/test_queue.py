@@ -7,8 +7,8 @@ from app.errors import Draining, QueueFull
 from tests.unit.engine.helpers import CONV, SECONDS, frames
 
 
-def entry(name: str, shape: str = "x", cost: int = 1) -> Entry:
-    return Entry(CONV, name, None, shape, cost)
+def entry(name: str, shape: str = "x", cost: int = 1, owner: str = "") -> Entry:
+    return Entry(CONV, name, None, shape, cost, owner)
 
 
 def filled(*entries: Entry) -> WorkQueue:
@@ -47,6 +47,36 @@ def test_an_entry_beyond_the_cost_of_a_batch_comes_alone():
     queue.put(entry("c", cost=0))
     assert names(queue.next_batch(9, 10)) == ["huge"]
     assert names(queue.next_batch(9, 10)) == ["c"]
+
+
+def test_owners_take_turns_however_much_one_of_them_sends():
+    queue = filled(*(entry(f"a{n}", owner="a") for n in range(4)), entry("b0", owner="b"))
+    assert names(queue.next_batch(1, 100)) == ["a0"]
+    queue.put(entry("c0", owner="c"))
+    assert [names(queue.next_batch(1, 100)) for _ in range(5)] == [
+        ["b0"], ["a1"], ["c0"], ["a2"], ["a3"],
+    ]  # fmt: skip
+
+
+def test_places_in_a_batch_are_dealt_out_by_turns_and_who_sends_much_fills_what_is_left():
+    sent = [entry(f"a{n}", owner="a") for n in range(5)]
+    queue = filled(
+        *sent, entry("b0", owner="b"), entry("b1", "y", owner="b"), entry("b2", owner="b")
+    )
+    assert names(queue.next_batch(5, 100)) == ["a0", "b0", "a1", "b2", "a2"]
+    assert names(queue.next_batch(5, 100)) == ["b1"], "b was served before a was the last time"
+    assert names(queue.next_batch(5, 100)) == ["a3", "a4"]
+
+
+def test_in_a_full_queue_those_who_have_gone_make_room():
+    queue, gone = WorkQueue(2), entry("gone", owner="a")
+    for each in (gone, entry("here", owner="b")):
+        queue.put(each)
+    gone.future.cancel()
+    queue.put(entry("new", owner="b"))
+    with pytest.raises(QueueFull):
+        queue.put(entry("too many"))
+    assert names(queue.next_batch(9, 100)) == ["here", "new"]
 
 
 def test_callers_who_have_gone_are_skipped_and_the_others_can_no_longer_go():

@@ -7,7 +7,7 @@ import safetensors.numpy
 from app.errors import InnerloopError, InvalidInput, Unavailable
 from app.services import NewSession
 from tests.fakes import class_means, example
-from tests.unit.services.common import MORE, QUERY, SUPPORT
+from tests.unit.services.common import MORE, QUERY, SUPPORT, calls_on
 
 pytestmark = pytest.mark.anyio
 
@@ -18,6 +18,17 @@ async def test_a_query_is_answered_from_the_cache(service, engine):
     assert (got.session, got.revision) == (created.id, 1)
     assert got.data == created.predictions
     assert engine.methods() == ["adapt", "predict"]
+
+
+async def test_the_engine_is_told_whose_request_it_is(service, engine):
+    for owner in ("ann", "bob"):
+        created = await service.create(owner, NewSession(SUPPORT, query=QUERY))
+        await service.append(owner, created.id, MORE)
+        engine.phi.clear()
+        await calls_on(service, owner, created.id)
+        assert len(engine.owners) > 5
+        assert set(engine.owners) == {owner}
+        engine.owners.clear()
 
 
 async def test_phi_is_made_anew_from_the_stored_support_set(service, engine):
