@@ -1,5 +1,6 @@
 """Adapted weights of recent sessions, on the device, bounded in bytes."""
 
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -31,12 +32,19 @@ class Phi:
         return sum(value.numel() * value.element_size() for value in held)
 
 
+MOST_MISSED = 1000
+"""Of so many missed φ the cache remembers since when; callers ask for each to be made anew."""
+
+
 class PhiCache:
     """The least recently used φ goes first. Only the device's thread touches it."""
 
     def __init__(self, capacity_bytes: int):
         self.capacity_bytes = capacity_bytes
-        self.bytes = self.hits = self.misses = self.evictions = 0
+        self.bytes = self.hits = self.misses = self.evictions = self.rebuilds = 0
+        self.rebuild_seconds = 0.0
+        """From a miss to the put of the same key, all added up."""
+        self._missed: OrderedDict[str, float] = OrderedDict()
         self._entries: OrderedDict[str, Phi] = OrderedDict()
 
     def __len__(self) -> int:
@@ -47,6 +55,9 @@ class PhiCache:
         phi = self._entries.get(key)
         if phi is None:
             self.misses += 1
+            self._missed.setdefault(key, time.monotonic())
+            if len(self._missed) > MOST_MISSED:
+                self._missed.popitem(last=False)
             return None
         self.hits += 1
         self._entries.move_to_end(key)
@@ -54,6 +65,10 @@ class PhiCache:
 
     def put(self, key: str, phi: Phi) -> None:
         """Keeps φ and drops the least recently used until all fits; one too large is not kept."""
+        since = self._missed.get(key)
+        if since is not None:
+            self.rebuilds += 1
+            self.rebuild_seconds += time.monotonic() - since
         self.drop(key)
         if phi.bytes > self.capacity_bytes:
             return
@@ -66,6 +81,7 @@ class PhiCache:
 
     def drop(self, key: str) -> None:
         """Forgets φ of a key, if it is there."""
+        self._missed.pop(key, None)
         phi = self._entries.pop(key, None)
         if phi is not None:
             self.bytes -= phi.bytes

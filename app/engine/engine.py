@@ -194,6 +194,8 @@ class Engine:
             "phi_cache_hits_total": self._cache.hits,
             "phi_cache_misses_total": self._cache.misses,
             "phi_cache_evictions_total": self._cache.evictions,
+            "phi_cache_rebuilds_total": self._cache.rebuilds,
+            "phi_cache_rebuild_seconds_total": self._cache.rebuild_seconds,
         }
 
     def _submit(

@@ -1,6 +1,7 @@
 import torch
 
-from app.engine.cache import Phi, PhiCache
+from app.engine import cache as cache_module
+from app.engine.cache import MOST_MISSED, Phi, PhiCache
 
 SIZE = 4 * 10
 """Bytes of one φ here."""
@@ -92,3 +93,29 @@ def test_hits_and_misses_are_counted():
     for key in ("a", "b", "a", "c", "a"):
         cache.get(key)
     assert (cache.hits, cache.misses) == (3, 2)
+
+
+def test_a_rebuild_lasts_from_the_first_miss_to_the_put_of_the_key(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(cache_module.time, "monotonic", lambda: now)
+    cache = PhiCache(3 * SIZE)
+    cache.put("new", phi())
+    for key in ("lost", "deleted"):
+        assert cache.get(key) is None
+    now = 102.0
+    assert cache.get("lost") is None
+    cache.drop("deleted")
+    now = 105.0
+    for key in ("lost", "deleted", "lost"):
+        cache.put(key, phi())
+    assert (cache.rebuilds, cache.rebuild_seconds) == (1, 5.0)
+
+
+def test_no_more_misses_are_remembered_than_that():
+    cache = PhiCache(SIZE)
+    for number in range(MOST_MISSED + 1):
+        cache.get(str(number))
+    cache.put("0", phi())
+    assert cache.rebuilds == 0, "the oldest is forgotten"
+    cache.put(str(MOST_MISSED), phi())
+    assert cache.rebuilds == 1

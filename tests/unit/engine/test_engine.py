@@ -328,3 +328,9 @@ def test_the_counters_count(running):
     assert now["phi_cache_sessions"] == now["phi_cache_hits_total"] == 1
     assert now["phi_cache_misses_total"] == 1
     assert now["phi_cache_bytes"] > 3000
+    assert now["phi_cache_rebuilds_total"] == now["phi_cache_rebuild_seconds_total"] == 0
+    answer(engine, "missing", work)
+    answer(engine, "missing", work)
+    now = engine.stats()
+    assert now["phi_cache_rebuilds_total"] == 1, "what nobody missed is not made anew"
+    assert now["phi_cache_rebuild_seconds_total"] > 0
