@@ -4,9 +4,10 @@
 
 Accuracy by inner step on the 20 evaluation alphabets, beside the nearest class mean of θ's own
 features, with the calibration error and the AUROC of the outlier probability: for the table of
-sizes, for tasks whose classes are all of one alphabet, and for families of tasks that no
-augmentation in meta-training makes: strokes made thin or thick, characters turned by 45 degrees,
-ink and ground swapped, and, where it is there, photographs of mini-ImageNet's test classes in grey.
+sizes, for tasks whose classes are all of one alphabet, and for families of tasks away from the
+training alphabets: strokes made thin or thick, which the recipe's `stroke` comes near to, and what no
+augmentation makes, characters turned by 45 degrees, ink and ground swapped, and, where it is there,
+photographs of mini-ImageNet's test classes in grey.
 """
 
 import argparse
