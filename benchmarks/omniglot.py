@@ -5,9 +5,9 @@
 Accuracy by inner step on the 20 evaluation alphabets, beside the nearest class mean of θ's own
 features, with the calibration error and the AUROC of the outlier probability: for the table of
 sizes, for tasks whose classes are all of one alphabet, and for families of tasks away from the
-training alphabets: strokes made thin or thick, which the recipe's `stroke` comes near to, and what no
-augmentation makes, characters turned by 45 degrees, ink and ground swapped, and, where it is there,
-photographs of mini-ImageNet's test classes in grey.
+training alphabets: strokes made thin or thick, which the recipe's `stroke` comes near to, and what
+no augmentation makes, characters turned by 45 degrees, ink and ground swapped, and, where it is
+there, photographs of mini-ImageNet's test classes in grey.
 """
 
 import argparse
