@@ -261,7 +261,7 @@ def measure(
         finally:
             engine.stop(60)
         best = best_rates(peers, requests[0], seconds / 2, threads)
-        bound = floor(registry.load(MODEL, version), device, requests[0], steps)
+        bound = floor(model, device, requests[0], steps)
         rows += [
             Row(
                 device_name(device),

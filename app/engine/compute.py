@@ -62,10 +62,11 @@ class Computer:
         answers: list[tuple[Phi, tuple[float, ...]]] = []
         for group in self.sharing.groups(supports, size, self.at_once):
             with torch.no_grad():
-                adapted = self._alone(group[0], steps) if len(group) == 1 else None
-                if adapted is None:
-                    task = self._pad(group, size)
-                    adapted = vmap(partial(self._adapt, steps=steps, vjp=torch.func.vjp))(*task)
+                if len(group) == 1:
+                    adapted = self._alone(group[0], steps)
+                else:
+                    together = vmap(partial(self._adapt, steps=steps, vjp=torch.func.vjp))
+                    adapted = together(*self._pad(group, size))
             for index, support in enumerate(group):
                 phi, losses, means, task_sizes = tree_map(
                     lambda value, at=index: value[at], adapted

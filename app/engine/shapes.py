@@ -48,10 +48,9 @@ class Sharing:
 
     def groups(self, items: Sequence[Item], size: int, most: int) -> Iterator[Sequence[Item]]:
         """Cuts tasks of a size into runs of as many as one computation takes, or of one."""
-        start = 0
+        start, counts = 0, [1, *self.counts(size, most)]
         while start < len(items):
-            left = len(items) - start
-            count = max((n for n in self.counts(size, most) if n <= left), default=1)
+            count = max(n for n in counts if n <= len(items) - start)
             yield items[start : start + count]
             start += count
 

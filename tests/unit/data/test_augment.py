@@ -8,6 +8,7 @@ from torch import Tensor
 from app.data.augment import KNOTS, Deformations, Jitter, deform, deformations
 
 SIZE = 12
+STILL = np.eye(2, 3, dtype=np.float32)[None, None, None]
 WILD = [Jitter(30, 0.2, 0.2, 0.1), Jitter(elastic=0.1), Jitter(stroke=1.0)]
 
 
@@ -150,9 +151,8 @@ def test_outside_a_photograph_lies_the_photograph_mirrored_at_its_edge():
 
 
 def bent(image: Tensor, knots: np.ndarray) -> Tensor:
-    still = np.eye(2, 3, dtype=np.float32)[None, None, None]
     bends = knots.astype(np.float32)[None, None, None]
-    return deform(image.view(1, 1, 1, 1, *image.shape), Deformations(still, bends, None)).squeeze()
+    return deform(image.view(1, 1, 1, 1, *image.shape), Deformations(STILL, bends, None)).squeeze()
 
 
 def test_control_points_that_move_alike_shift_the_picture():
@@ -188,10 +188,9 @@ def test_strokes_widen_to_the_dilation_and_narrow_to_the_erosion(width, referenc
     expected = np.array(
         [[reference(padded[y : y + 3, x : x + 3]) for x in range(9)] for y in range(SIZE)]
     )
-    still = np.eye(2, 3, dtype=np.float32)[None, None, None]
     for share in (1.0, 0.25):
         strokes = np.full((1, 1, 1), share * width, np.float32)
-        moved = deform(image.view(1, 1, 1, 1, SIZE, 9), Deformations(still, None, strokes))
+        moved = deform(image.view(1, 1, 1, 1, SIZE, 9), Deformations(STILL, None, strokes))
         part = image.numpy() + share * (expected - image.numpy())
         np.testing.assert_allclose(moved.squeeze().numpy(), part, rtol=0, atol=1e-5)
 

@@ -47,7 +47,9 @@ def test_groups_lose_nothing_and_are_as_many_as_one_computation_takes(sharing, s
         assert [item for group in groups for item in group] == list(range(count))
         allowed = {1, *sharing.counts(size, most)}
         assert {len(group) for group in groups} <= allowed
-        assert all(len(group) == 1 for group in groups[-min(3, len(groups)) : 0])
+        lengths = [len(group) for group in groups]
+        assert lengths == sorted(lengths, reverse=True)
+        assert lengths.count(1) < sharing.fewest or not sharing.counts(size, most)
 
 
 @SHARINGS
