@@ -2,6 +2,7 @@
 
 InnerloopError
 ├── InvalidInput            the caller's input breaks a rule; carries one issue per broken rule
+├── InvalidSafetensors      the caller's bytes are no file of tensors
 ├── NotFound
 │   ├── SessionNotFound
 │   └── ModelNotFound
@@ -53,6 +54,12 @@ class InvalidInput(InnerloopError):
     def __init__(self, issues: Sequence[Issue]):
         self.issues = tuple(issues)
         super().__init__("; ".join(f"{issue.pointer}: {issue.detail}" for issue in self.issues))
+
+
+class InvalidSafetensors(InnerloopError):
+    """The bytes could not be read as the safetensors file that they were said to be."""
+
+    code = "invalid_safetensors"
 
 
 class NotFound(InnerloopError):

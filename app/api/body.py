@@ -1,10 +1,9 @@
-"""From the bytes of a request to a checked body: size, media type, JSON, schema, in this order."""
+"""From a request's bytes to a checked body: media type, size, syntax, schema, in this order."""
 
 import asyncio
-import json
-import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
+from hashlib import sha256
 from itertools import islice
 from typing import Any, Self
 
@@ -13,25 +12,33 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from app.api import tensors
 from app.api.issues import MOST_ISSUES, body_issues
+from app.api.strict_json import parse_json
 from app.errors import InvalidInput, Issue
 
-MOST_ITEMS = 16_384
+JSON = "application/json"
 MOST_NAMES = 32
 LARGE_BYTES = 256 * 1024
 """From this size on a body is parsed in a thread, so as not to hold up every other request."""
 
 
 class BodyRequest(Request):
-    """A request whose body is parsed and checked already. `parsed` is the JSON as it came.
+    """A request whose body is parsed and checked already.
 
-    FastAPI takes what `json` returns for the parsed body, and an instance of the schema's class
-    passes its own check untouched.
+    FastAPI takes what `json` returns for the parsed body of a request that says it is JSON, as
+    every one does then, and an instance of the schema's class passes its own check untouched.
     """
 
-    def __init__(self, request: Request, parsed: Any, checked: BaseModel):
-        super().__init__(request.scope, request.receive)
+    def __init__(self, request: Request, media_type: str, parsed: Any, checked: BaseModel):
+        others = [(name, it) for name, it in request.scope["headers"] if name != b"content-type"]
+        headers = [*others, (b"content-type", JSON.encode())]
+        super().__init__({**request.scope, "headers": headers}, request.receive)
+        self.media_type = media_type
+        """What the body came as, and the answer goes as."""
         self.parsed = parsed
+        """The JSON as it came; of a body of tensors its digest. Two requests are the same where
+        this is."""
         self._checked = checked
 
     @classmethod
@@ -39,16 +46,24 @@ class BodyRequest(Request):
         """Read, parse and check the body of `request`.
 
         Raises:
-            HTTPException: 413 too large, 415 no JSON by its header, 400 no JSON by its content.
+            HTTPException: 413 too large, 415 neither JSON nor tensors where the schema takes them,
+                by its header, 400 no JSON by its content.
+            InvalidSafetensors: no tensors by its content.
             InvalidInput: it breaks the schema.
             ClientDisconnect: the caller has gone.
         """
+        form = tensors.FORMS.get(schema)
+        media_types = [JSON] if form is None else [JSON, tensors.MEDIA_TYPE]
+        media_type = _media_type(request, media_types)
         raw = await _read(request, limit_bytes)
-        if len(raw) < LARGE_BYTES:
-            parsed, checked = _check(raw, schema)
+        if raw and "content-type" not in request.headers:
+            raise _wrong_media_type(media_types)
+        if form is None or media_type == JSON:
+            check = partial(_check, raw, schema)
         else:
-            parsed, checked = await asyncio.to_thread(_check, raw, schema)
-        return cls(request, parsed, checked)
+            check = partial(_check_tensors, raw, form)
+        parsed, checked = check() if len(raw) < LARGE_BYTES else await asyncio.to_thread(check)
+        return cls(request, media_type, parsed, checked)
 
     async def body(self) -> bytes:
         """Anything: FastAPI asks only whether there is a body, the bytes need not wait along."""
@@ -59,70 +74,7 @@ class BodyRequest(Request):
         return self._checked
 
 
-def parse_json(raw: bytes) -> Any:
-    """Parse JSON strictly, by RFC 8259. A number too large for a float becomes infinity.
-
-    Raises:
-        HTTPException: 400, with the reason.
-    """
-    if not raw.strip():
-        raise HTTPException(400, "The body is empty: send a JSON object.")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise HTTPException(400, f"The body is no UTF-8: see byte {error.start}.") from error
-    try:
-        return _decode(text)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise HTTPException(400, f"The body is no JSON: {error.msg}, at {place}.") from error
-    except _NotJsonError as error:
-        raise HTTPException(400, f"The body is no JSON: {error}.") from error
-    except RecursionError as error:
-        raise HTTPException(400, "The body is nested too deeply.") from error
-
-
-class _NotJsonError(ValueError):
-    """Something that Python's parser takes and JSON does not know, or leaves undefined."""
-
-
-def _object(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(members)
-    if len(found) == len(members):
-        return found
-    counts = Counter(name for name, _ in members)
-    twice = next(name for name, count in counts.items() if count > 1)
-    raise _NotJsonError(f"the name {json.dumps(twice)} stands twice in one object")
-
-
-def _refuse_constant(name: str) -> Any:
-    raise _NotJsonError(f"{name} is no JSON number")
-
-
-def _integer(digits: str) -> int | float:
-    try:
-        return int(digits)
-    except ValueError:  # beyond sys.get_int_max_str_digits()
-        return -math.inf if digits.startswith("-") else math.inf
-
-
-_STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)
-_STRICT_WITH_HUGE_INTEGERS = json.JSONDecoder(
-    object_pairs_hook=_object, parse_constant=_refuse_constant, parse_int=_integer
-)
-
-
-def _decode(text: str) -> Any:
-    try:
-        return _STRICT.decode(text)
-    except (json.JSONDecodeError, _NotJsonError):
-        raise
-    except ValueError:  # int() refuses thousands of digits; a hook for every integer is slow
-        return _STRICT_WITH_HUGE_INTEGERS.decode(text)
-
-
 async def _read(request: Request, limit_bytes: int) -> bytes:
-    _check_media_type(request)
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and float(declared) > limit_bytes:
         raise _too_large(limit_bytes)
@@ -139,8 +91,6 @@ async def _read(request: Request, limit_bytes: int) -> bytes:
             raise _too_large(limit_bytes)
         chunks.append(chunk)
         more = message.get("more_body", False)
-    if size and "content-type" not in request.headers:
-        raise _wrong_media_type()
     return b"".join(chunks)
 
 
@@ -153,8 +103,8 @@ def _oversized(parsed: Any) -> Iterator[Issue]:
         items = parsed.get(field)
         if not isinstance(items, list):
             continue
-        if len(items) > MOST_ITEMS:
-            yield Issue(f"/{field}", f"must hold at most {MOST_ITEMS} elements")
+        if len(items) > tensors.MOST_ITEMS:
+            yield Issue(f"/{field}", f"must hold at most {tensors.MOST_ITEMS} elements")
             continue
         for number, item in enumerate(items):
             yield from _too_many_names(item, f"/{field}/{number}")
@@ -167,7 +117,7 @@ def _too_many_names(value: Any, pointer: str) -> Iterator[Issue]:
         yield Issue(pointer, f"must have at most {MOST_NAMES} names")
 
 
-def _check_media_type(request: Request) -> None:
+def _media_type(request: Request, known: list[str]) -> str:
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding != "identity":
         raise HTTPException(
@@ -175,13 +125,14 @@ def _check_media_type(request: Request) -> None:
             "Compressed bodies are not supported: send it as it is.",
             headers={"Accept-Encoding": "identity"},
         )
-    media_type = request.headers.get("content-type", "application/json")
-    if media_type.partition(";")[0].strip().lower() != "application/json":
-        raise _wrong_media_type()
+    media_type = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    if media_type not in known:
+        raise _wrong_media_type(known)
+    return media_type
 
 
-def _wrong_media_type() -> HTTPException:
-    return HTTPException(415, "Send JSON, with the header Content-Type: application/json.")
+def _wrong_media_type(known: list[str]) -> HTTPException:
+    return HTTPException(415, f"Send it with the header Content-Type: {' or '.join(known)}.")
 
 
 def _too_large(limit_bytes: int) -> HTTPException:
@@ -196,6 +147,14 @@ def _check(raw: bytes, schema: type[BaseModel]) -> tuple[Any, BaseModel]:
         raise InvalidInput(issues)
     try:
         return parsed, schema.model_validate(parsed)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        raise InvalidInput(body_issues(found)) from error
+
+
+def _check_tensors(raw: bytes, form: type[tensors.Form]) -> tuple[Any, BaseModel]:
+    try:
+        return {"sha256": sha256(raw).hexdigest()}, form.read(raw)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
         raise InvalidInput(body_issues(found)) from error

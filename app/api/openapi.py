@@ -5,9 +5,10 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from app.api import examples, schemas
+from app.api import examples, schemas, tensors
 from app.api.problems import ERRORS, MALFORMED, MEDIA_TYPE, STATUSES, Problem, problem_of
 from app.errors import (
     Draining,
@@ -47,6 +48,10 @@ and keeps the adaptation as a session.
 
 **Strict.** A field or parameter that is not described here is refused, and nothing is coerced. A
 request that fails changes nothing.
+
+**Tensors.** `POST /v1/sessions` and `/predictions` also take a safetensors file, with the header
+`Content-Type: application/vnd.safetensors`, and then answer with one. Errors are JSON all the same;
+row 3 of the tensor `support` is `/support/3/input`.
 
 **Errors** are problem details (RFC 9457) of the media type `application/problem+json`. Tell them
 apart by `code`. A 422 names the broken rules in `errors`, at most 20 of them: `pointer` is a JSON
@@ -105,6 +110,29 @@ def refusals(*groups: tuple[Refusal, ...]) -> dict[int | str, dict[str, Any]]:
     return {status: _response(by_status[status]) for status in sorted(by_status)}
 
 
+def tensor_body(form: type[tensors.Form]) -> dict[str, Any]:
+    """Describe the body of tensors that a route takes in place of JSON, for its `openapi_extra`."""
+    optional = "".join(f", as may `{name}`," for name in form.names if name != form.required)
+    text = (
+        f"A safetensors file. Its tensor `{form.required}` holds{optional} one "
+        "input of the model's shape in each row, as F32 (the numbers of `values`) or U8 (the "
+        "pixels of a picture, channels first). Its metadata's entry "
+        f"`{tensors.REQUEST}` is a `{form.__name__}` in JSON."
+    )
+    return {"requestBody": {"content": _file(text)}}
+
+
+def tensor_answer(schema: type[BaseModel]) -> dict[str, Any]:
+    """Describe what a route answers to a body of tensors, for its `responses`."""
+    text = (
+        "A safetensors file with the tensors `probabilities` F32 (queries, labels) and, where the "
+        "model was calibrated, `outlier` F32 (queries,); neither where there was no query. Its "
+        f"metadata's entry `{tensors.ANSWER}` is a `{schema.__name__}` in JSON, without "
+        "its predictions and with the `labels` of the columns."
+    )
+    return {"content": _file(text)}
+
+
 class DocumentedAPI(FastAPI):
     """FastAPI, with the document completed by what its routes cannot say one by one."""
 
@@ -158,6 +186,11 @@ def _response(problems: list[Problem]) -> dict[str, Any]:
     }
 
 
+def _file(description: str) -> dict[str, Any]:
+    schema = {"type": "string", "format": "binary", "description": description}
+    return {tensors.MEDIA_TYPE: {"schema": schema}}
+
+
 def _complete(document: dict[str, Any]) -> dict[str, Any]:
     """Add the problems' schemas, and the headers of every request and answer."""
     _, problems = models_json_schema(
@@ -165,7 +198,12 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
         ref_template="#/components/schemas/{model}",
     )
     components = document["components"]
-    components["schemas"] = dict(sorted((components["schemas"] | problems["$defs"]).items()))
+    _, forms = models_json_schema(
+        [(form, "validation") for form in tensors.FORMS.values()],
+        ref_template="#/components/schemas/{model}",
+    )
+    known = components["schemas"] | problems["$defs"] | forms["$defs"]
+    components["schemas"] = dict(sorted(known.items()))
     components["headers"] = _HEADERS
     components["parameters"] = {"X-Request-ID": _REQUEST_ID}
     for operation in chain.from_iterable(path.values() for path in document["paths"].values()):

@@ -21,6 +21,7 @@ from app.errors import (
     IdempotencyConflict,
     InnerloopError,
     InvalidInput,
+    InvalidSafetensors,
     Issue,
     ModelNotFound,
     ModelVersionGone,
@@ -35,6 +36,7 @@ MEDIA_TYPE = "application/problem+json"
 
 ERRORS: dict[type[InnerloopError], tuple[int, str]] = {
     InvalidInput: (422, "The request breaks a rule"),
+    InvalidSafetensors: (400, "The body is no safetensors file"),
     SessionNotFound: (404, "No such session"),
     ModelNotFound: (404, "No such model"),
     SessionExpired: (410, "The session's time is over"),

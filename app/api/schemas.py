@@ -81,11 +81,14 @@ Input = Annotated[
 ]
 
 
+Label = Annotated[str, Field(min_length=1, max_length=200)]
+
+
 class Example(RequestBody):
     """One labelled example."""
 
     input: Input
-    label: Annotated[str, Field(min_length=1, max_length=200)]
+    label: Label
     """The class that the input belongs to, in the caller's own words."""
 
     def view(self) -> views.Example:
@@ -97,25 +100,30 @@ Support = Annotated[list[Example], Field(min_length=1)]
 Query = Annotated[list[Input], Field(min_length=1)]
 
 
-class NewSession(RequestBody):
-    """What a personal model is made of."""
+class SessionSettings(RequestBody):
+    """What a new session is besides its examples."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [examples.NEW_SESSION]})
-
-    support: Support
-    """Labelled examples, of at least two labels. Their number may differ between labels."""
     model: Annotated[str, Field(min_length=1, max_length=63)] | None = None
     """The model to start from; the server's default model where none is given."""
-    query: Query | None = None
-    """Inputs to predict at once, each on its own."""
-    top: Count | None = None
-    """How many of the most probable labels an answer names; all by default. Only beside `query`."""
     steps: Count | None = None
     """Inner gradient steps; what the model was trained for by default."""
     ttl_seconds: Count | None = None
     """Seconds until the session ends; it stays until it is deleted by default."""
     metadata: Annotated[dict[str, Any], AfterValidator(check_metadata)] | None = None
     """Anything the caller wants to find again; it is given back as it came."""
+
+
+class NewSession(SessionSettings):
+    """What a personal model is made of."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.NEW_SESSION]})
+
+    support: Support
+    """Labelled examples, of at least two labels. Their number may differ between labels."""
+    query: Query | None = None
+    """Inputs to predict at once, each on its own."""
+    top: Count | None = None
+    """How many of the most probable labels an answer names; all by default. Only beside `query`."""
 
     @model_validator(mode="after")
     def _check_top(self) -> Self:

@@ -9,12 +9,22 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
-from app.api import schemas
+from app.api import schemas, tensors
 from app.api.auth import Owner
 from app.api.body import BodyRequest
 from app.api.examples import SESSION_ID
 from app.api.issues import parameter_issue
-from app.api.openapi import ANY, BODY, DEVICE, LOCATION, STORED, operation_id, refusals
+from app.api.openapi import (
+    ANY,
+    BODY,
+    DEVICE,
+    LOCATION,
+    STORED,
+    operation_id,
+    refusals,
+    tensor_answer,
+    tensor_body,
+)
 from app.api.resources import Sessions
 from app.api.routing import StrictRoute
 from app.database import SESSION_ID_PATTERN
@@ -23,17 +33,12 @@ from app.errors import (
     DatabaseUnavailable,
     IdempotencyConflict,
     InvalidInput,
+    InvalidSafetensors,
     ModelNotFound,
     SessionNotFound,
 )
 from app.registry.card import NAME_PATTERN
 from app.services import views
-
-
-class SafetensorsResponse(Response):
-    """Tensors by name, with a header of plain text."""
-
-    media_type = "application/vnd.safetensors"
 
 
 async def _idempotency(
@@ -58,6 +63,11 @@ async def _idempotency(
     return views.Idempotency(idempotency_key, hashlib.sha256(told.encode()).hexdigest())
 
 
+async def _tensors(request: Request) -> bool:
+    assert isinstance(request, BodyRequest)
+    return request.media_type == tensors.MEDIA_TYPE
+
+
 def _decimal(text: object) -> object:
     """Digits alone: pydantic would take ' 20 ', '2_0' and '20.0' as well."""
     if isinstance(text, str) and re.fullmatch(r"[0-9]{1,9}", text):
@@ -68,6 +78,8 @@ def _decimal(text: object) -> object:
 
 
 Idempotency = Annotated[views.Idempotency | None, Depends(_idempotency)]
+Tensors = Annotated[bool, Depends(_tensors)]
+"""Whether the body came as tensors, and the answer shall go so."""
 SessionId = Annotated[str, Path(description="The session's id.", examples=[SESSION_ID])]
 
 router = APIRouter(
@@ -84,23 +96,33 @@ router = APIRouter(
     status_code=201,
     response_model=schemas.Session,
     responses={
-        201: {"headers": LOCATION},
-        **refusals(ANY, BODY, DEVICE, (ModelNotFound, IdempotencyConflict, DatabaseUnavailable)),
+        201: {"headers": LOCATION, **tensor_answer(schemas.Session)},
+        **refusals(
+            ANY,
+            BODY,
+            DEVICE,
+            (InvalidSafetensors, ModelNotFound, IdempotencyConflict, DatabaseUnavailable),
+        ),
     },
+    openapi_extra=tensor_body(tensors.TensorSession),
 )
 async def create_session(
     body: schemas.NewSession,
     sessions: Sessions,
     owner: Owner,
     idempotency: Idempotency,
+    as_tensors: Tensors,
     response: Response,
-) -> views.SessionView:
+) -> views.SessionView | Response:
     """Adapt a model to labelled examples, predict the `query`, and keep the adaptation.
 
     What is answered with 201 is durable.
     """
     session = await sessions.create(owner, body.view(), body.top, idempotency)
-    response.headers["Location"] = f"/v1/sessions/{session.id}"
+    location = {"Location": f"/v1/sessions/{session.id}"}
+    if as_tensors:
+        return tensors.SafetensorsResponse(tensors.session_answer(session), 201, location)
+    response.headers.update(location)
     return session
 
 
@@ -108,13 +130,22 @@ async def create_session(
     "/{session_id}/predictions",
     summary="Predict",
     response_model=schemas.PredictionList,
-    responses=refusals(ANY, BODY, STORED, DEVICE, (DatabaseUnavailable,)),
+    responses={
+        200: tensor_answer(schemas.PredictionList),
+        **refusals(ANY, BODY, STORED, DEVICE, (InvalidSafetensors, DatabaseUnavailable)),
+    },
+    openapi_extra=tensor_body(tensors.TensorQuery),
 )
 async def predict(
-    session_id: SessionId, body: schemas.NewQuery, sessions: Sessions, owner: Owner
-) -> views.Predictions:
+    session_id: SessionId,
+    body: schemas.NewQuery,
+    sessions: Sessions,
+    owner: Owner,
+    as_tensors: Tensors,
+) -> views.Predictions | Response:
     """Predict inputs by the session's current revision, each on its own."""
-    return await sessions.predict(owner, session_id, body.view(), body.top)
+    answer = await sessions.predict(owner, session_id, body.view(), body.top)
+    return tensors.SafetensorsResponse(tensors.predictions_answer(answer)) if as_tensors else answer
 
 
 @router.post(
@@ -152,14 +183,16 @@ async def evaluate(
 @router.get(
     "/{session_id}/weights",
     summary="Download the weights",
-    response_class=SafetensorsResponse,
+    response_class=tensors.SafetensorsResponse,
     responses=refusals(ANY, STORED, DEVICE, (DatabaseUnavailable,)),
 )
 async def read_weights(session_id: SessionId, sessions: Sessions, owner: Owner) -> Response:
     """φ of the current revision as safetensors; its metadata say how to run it elsewhere."""
     weights = await sessions.weights(owner, session_id)
     disposition = f'attachment; filename="{session_id}.safetensors"'
-    return SafetensorsResponse(weights.content, headers={"Content-Disposition": disposition})
+    return tensors.SafetensorsResponse(
+        weights.content, headers={"Content-Disposition": disposition}
+    )
 
 
 @router.get(

@@ -87,9 +87,12 @@ def prepare_image(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
     if fitted.size != (width, height):
         ground = WHITE if spec.dark_on_light else _border_median(opaque)
         pixels = _centred(pixels, height, width, ground)
-    if spec.dark_on_light:
-        pixels = WHITE - pixels
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return prepare_pixels(np.ascontiguousarray(pixels.transpose(2, 0, 1)), spec)
+
+
+def prepare_pixels(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
+    """Make pixels (C, H, W) of the model's size what it reads: inverted where dark on light."""
+    return WHITE - pixels if spec.dark_on_light else pixels
 
 
 def to_float(images: NDArray[np.uint8]) -> NDArray[np.float32]:

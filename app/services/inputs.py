@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.images import decode_image
+from app.data.images import decode_image, prepare_pixels
 from app.engine.requests import Floats
 from app.registry import InputSpec
 from app.services.issues import Issues
 from app.services.support import Inputs
-from app.services.views import ImageInput, Input
+from app.services.views import ArrayInput, ImageInput, Input, ValuesInput
 
+MEMBER = {ImageInput: "/image", ValuesInput: "/values", ArrayInput: ""}
+"""What a pointer to an input ends with, by its kind; a row of a tensor has no members."""
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
@@ -42,20 +44,36 @@ def decode_inputs(
     for i, item in enumerate(islice(inputs, most)):
         if issues.full:
             break
-        field = "image" if isinstance(item, ImageInput) else "values"
         try:
             items.append(_decode(item, spec, max_image_pixels))
         except ValueError as error:
-            issues.add(f"{pointer.format(i)}/{field}", str(error))
+            issues.add(f"{pointer.format(i)}{MEMBER[type(item)]}", str(error))
     return Inputs.of(items, spec.shape)
 
 
 def _decode(item: Input, spec: InputSpec, max_image_pixels: int) -> NDArray[np.uint8] | Floats:
-    if not isinstance(item, ImageInput):
+    if isinstance(item, ValuesInput):
         return exact_values(item.values, spec.shape)
+    if isinstance(item, ArrayInput) and item.array.dtype == np.float32:
+        return _exact_floats(item.array, spec.shape)
     if spec.kind != "image":
         raise ValueError(f"the model takes no pictures but values of shape {list(spec.shape)}")
-    return decode_image(item.data, spec, max_image_pixels)
+    if isinstance(item, ImageInput):
+        return decode_image(item.data, spec, max_image_pixels)
+    _check_shape(item.array, spec.shape)
+    return prepare_pixels(item.array, spec)
+
+
+def _exact_floats(array: NDArray[Any], shape: tuple[int, ...]) -> Floats:
+    _check_shape(array, shape)
+    if not np.isfinite(array).all():
+        raise ValueError("must hold only finite numbers")
+    return array
+
+
+def _check_shape(array: NDArray[Any], shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ValueError(f"has shape {list(array.shape)}, the model takes {list(shape)}")
 
 
 def exact_values(values: Any, shape: tuple[int, ...]) -> Floats:

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True)
 class ImageInput:
@@ -19,7 +21,17 @@ class ValuesInput:
     values: Any
 
 
-Input = ImageInput | ValuesInput
+@dataclass(frozen=True)
+class ArrayInput:
+    """An array of the model's exact input shape: float32 values, or the uint8 pixels of a picture.
+
+    Pixels are those of an encoded picture of that size, channels first.
+    """
+
+    array: NDArray[Any]
+
+
+Input = ImageInput | ValuesInput | ArrayInput
 
 
 @dataclass(frozen=True)

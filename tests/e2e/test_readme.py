@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -72,3 +73,10 @@ def test_the_client_prints_what_the_readme_shows(server):
     assert words(printed) == [
         pytest.approx(word, abs=2e-3) if isinstance(word, float) else word for word in expected
     ]
+
+
+def test_the_tensors_of_the_readme_are_answered(server):
+    names: dict = {}
+    exec(shown("tensors").replace("http://" + PORT, server.url), names)
+    np.testing.assert_allclose(names["probabilities"].sum(axis=1), [1, 1], rtol=1e-6)
+    assert names["probabilities"].argmax(axis=1).tolist() == [0, 1]

@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from app.api.body import LARGE_BYTES, parse_json
+from app.api.body import LARGE_BYTES
+from app.api.strict_json import parse_json
 from tests.unit.api.helpers import check_problem, pointers
 
 JSON = {"Content-Type": "application/json"}

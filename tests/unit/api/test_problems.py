@@ -14,6 +14,7 @@ from app.errors import (
     EngineFailed,
     IdempotencyConflict,
     InvalidInput,
+    InvalidSafetensors,
     Issue,
     ModelNotFound,
     ModelVersionGone,
@@ -34,6 +35,7 @@ ID = "ses_" + "0" * 32
     ("error", "status", "code", "retry_after"),
     [
         (InvalidInput([Issue("/a", "is wrong")]), 422, "invalid_input", None),
+        (InvalidSafetensors("no tensors"), 400, "invalid_safetensors", None),
         (SessionNotFound("no such session"), 404, "session_not_found", None),
         (ModelNotFound("no such model"), 404, "model_not_found", None),
         (SessionExpired("it is over"), 410, "session_expired", None),
