@@ -36,6 +36,11 @@ class Answers:
     probabilities: Floats
     outlier: Floats | None
 
+    def rows(self, start: int, end: int) -> "Answers":
+        """The answers to some of the queries."""
+        outlier = None if self.outlier is None else self.outlier[start:end]
+        return Answers(self.probabilities[start:end], outlier)
+
 
 @dataclass(frozen=True)
 class Adapted:

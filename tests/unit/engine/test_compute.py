@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from app.engine import Engine, compute
 from app.engine.shapes import ON_CPU, ON_GPU, padded, padded_rows
+from app.learning.learner import Learner
 from app.learning.vjp import vjp_once
 from tests.unit.engine.helpers import (
     CONV,
@@ -175,3 +176,37 @@ def test_small_tasks_share_a_computation_and_large_ones_do_not(running, device, 
     # The one that held the device both times, the ninth, and the large ones.
     assert alone == [2, 5, 2, 40, 40, 40, 40]
     assert together == [5], "eight as one"
+
+
+def test_queries_of_one_session_by_several_callers_are_computed_together(
+    running, device, monkeypatch
+):
+    engine, passes = running(batch_limit=16), []
+    works = [problem(seed, [3, 2], queries=20) for seed in (1, 2)]
+    for number, work in enumerate(works):
+        submit(engine, f"own:{number}", work).result(SECONDS)
+    features = Learner.features
+
+    def recording(learner, phi, inputs):
+        passes.append(len(inputs))
+        return features(learner, phi, inputs)
+
+    monkeypatch.setattr(Learner, "features", recording)
+    held = device.hold(engine)
+    sizes = [(0, 3), (1, 2), (0, 1), (0, 9), (1, 5), (0, 7)]
+    futures, taken = [], [0, 0]
+    for number, size in sizes:
+        start = taken[number]
+        taken[number] += size
+        query = works[number].query[start : taken[number]]
+        futures.append(engine.predict(CONV, f"own:{number}", query))
+    device.gate.set()
+    held.result(SECONDS)
+    answers = [future.result(SECONDS) for future in futures]
+    assert passes[-2:] == [20, 7]
+    for number, work in enumerate(works):
+        own = [it for it, (of, _) in zip(answers, sizes, strict=True) if of == number]
+        whole = engine.predict(CONV, f"own:{number}", work.query[: taken[number]]).result(SECONDS)
+        for name in ("probabilities", "outlier"):
+            parts = np.concatenate([getattr(it, name) for it in own])
+            np.testing.assert_allclose(parts, getattr(whole, name), rtol=0, atol=1e-6)
