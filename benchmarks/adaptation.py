@@ -253,7 +253,7 @@ def measure(
         steps = model.card.steps
         requests = [draw_request(model, ways, shots, seed) for seed in range(16)]
         settings = Settings(device=str(device), models_dir=folder, queue_limit=2 * max(levels))
-        engine = _started(registry, settings)
+        engine = started(registry, settings)
         try:
             with one_thread():
                 difference = compare(engine, key, requests[:3], steps, peers)
@@ -282,7 +282,8 @@ def measure(
     return rows
 
 
-def _started(registry: Registry, settings: Settings) -> Engine:
+def started(registry: Registry, settings: Settings) -> Engine:
+    """An engine that is warm."""
     engine = Engine(registry, settings)
     engine.start()
     while not engine.ready:
