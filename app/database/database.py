@@ -1,5 +1,6 @@
 """The database as the floors above see it: transactions, migration, and whether it answers."""
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,6 +120,6 @@ def _begin(engine: Engine) -> Iterator[Connection]:
         raise
     except exc.TimeoutError as error:
         raise DatabaseUnavailable("Every database connection is in use: try again.") from error
-    except exc.DBAPIError as error:
+    except (exc.DBAPIError, sqlite3.Error) as error:  # the latter where a transaction begins
         # The driver's own words may name hosts and users: they go to the log with the cause only.
         raise DatabaseUnavailable("The database does not answer: try again.") from error

@@ -3,7 +3,7 @@
 import re
 from datetime import datetime
 
-from sqlalchemy import Connection, Row, Select, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, and_, bindparam, delete, insert, or_, select, update
 
 from app.database.records import RevisionRecord, SessionRecord
 from app.database.tables import revisions, sessions
@@ -53,8 +53,7 @@ class SessionRepository:
         """
         if not _storable(session_id):
             return None
-        query = _at_current_revision().where(sessions.c.id == session_id, sessions.c.owner == owner)
-        row = self._connection.execute(query).one_or_none()
+        row = self._connection.execute(_ONE, {"id": session_id, "owner": owner}).one_or_none()
         return None if row is None else _record(row)
 
     def page(
@@ -184,6 +183,12 @@ def _at_current_revision() -> Select[*tuple[object, ...]]:
         revisions,
         and_(revisions.c.session_id == sessions.c.id, revisions.c.revision == sessions.c.revision),
     )
+
+
+_ONE = _at_current_revision().where(
+    sessions.c.id == bindparam("id"), sessions.c.owner == bindparam("owner")
+)
+"""Every request for a session asks this: built once."""
 
 
 def _record(row: Row[*tuple[object, ...]]) -> SessionRecord:

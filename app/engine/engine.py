@@ -1,5 +1,6 @@
 """The engine: callers submit work and get futures; one thread does it on the device."""
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -251,6 +252,9 @@ class Engine:
         try:
             if not self._prepare():
                 return
+            # What is there now stays; to look through it takes a collection a tenth of a second.
+            gc.collect()
+            gc.freeze()
             self._warm.set()
             while batch := self._queue.next_batch(self._settings.batch_limit, self._sharing.work):
                 if isinstance(batch[0].work, Chore):

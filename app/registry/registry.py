@@ -71,10 +71,12 @@ def build_learner(
 
 
 class Registry:
-    """The models below one folder. Nothing is kept in memory: what is on disk is what there is."""
+    """The models below one folder. What is on disk is what there is, at any time."""
 
     def __init__(self, root: Path):
         self.root = root
+        self._cards: dict[Path, tuple[tuple[int, ...], Card]] = {}
+        """Cards that were read, with what tells whether the file is still the same."""
 
     def names(self) -> list[str]:
         """Names that have at least one version, sorted."""
@@ -111,15 +113,21 @@ class Registry:
             ModelNotFound: no such name or version.
             RegistryError: the card is broken.
         """
-        if version not in self.versions(name):
-            raise ModelNotFound(f"There is no version {version} of a model {name!r}.")
         path = self.folder(name, version) / CARD
+        if not re.match(NAME_PATTERN, name) or version < 1 or not path.is_file():
+            raise ModelNotFound(f"There is no version {version} of a model {name!r}.")
         try:
+            found = path.stat()
+            same = (found.st_mtime_ns, found.st_size, found.st_ino)
+            known = self._cards.get(path)
+            if known is not None and known[0] == same:
+                return known[1]
             card = Card.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             raise RegistryError(f"{path} is no valid card: {error}") from error
         if (card.name, card.version) != (name, version):
             raise RegistryError(f"{path} is the card of {card.name} {card.version}")
+        self._cards[path] = same, card
         return card
 
     def load(self, name: str, version: int) -> LoadedModel:
