@@ -336,6 +336,7 @@ def test_an_existing_version_is_never_overwritten(registry):
 def test_a_card_can_be_replaced_where_theta_stays_the_same(registry):
     card, content = model()
     registry.save(card, content)
+    assert registry.card("omniglot", 1) == card
     calibration = Calibration(temperature=(0.1, 0.2, 0.3), outlier=(1, 2, 3, 4, 5, 6))
     registry.rewrite(card.model_copy(update={"calibration": calibration}))
     assert registry.load("omniglot", 1).card == card.model_copy(update={"calibration": calibration})
