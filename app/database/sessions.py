@@ -73,6 +73,7 @@ class SessionRepository:
             _at_current_revision()
             .where(
                 sessions.c.owner == owner,
+                sessions.c.erased_at.is_(None),  # the indexes hold no other
                 or_(sessions.c.expires_at.is_(None), sessions.c.expires_at > now),
             )
             .order_by(sessions.c.id.desc())

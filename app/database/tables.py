@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    text,
 )
 
 
@@ -88,6 +89,8 @@ metadata = MetaData(
     }
 )
 
+_KEPT = text("erased_at IS NULL")
+
 sessions = Table(
     "sessions",
     metadata,
@@ -104,8 +107,9 @@ sessions = Table(
     # When the support set was dropped, so that a sweep meets each expired session once.
     Column("erased_at", UtcDateTime),
     Column("metadata", JsonText, nullable=False),
-    Index(None, "owner", "id"),
-    Index(None, "owner", "model", "id"),
+    # For lists; they show no erased session, however many there are.
+    Index(None, "owner", "id", sqlite_where=_KEPT, postgresql_where=_KEPT),
+    Index(None, "owner", "model", "id", sqlite_where=_KEPT, postgresql_where=_KEPT),
     Index(None, "erased_at", "expires_at"),
 )
 

@@ -29,7 +29,15 @@ def describe(connection):
             "primary key": inspector.get_pk_constraint(table),
             "foreign keys": inspector.get_foreign_keys(table),
             "unique": inspector.get_unique_constraints(table),
-            "indexes": sorted(inspector.get_indexes(table), key=lambda index: index["name"]),
+            "indexes": {
+                index["name"]: {
+                    **index,
+                    "dialect_options": {
+                        option: str(value) for option, value in index["dialect_options"].items()
+                    },
+                }
+                for index in inspector.get_indexes(table)
+            },
         }
         for table in TABLES
     }
@@ -58,6 +66,16 @@ def test_every_constraint_and_index_has_a_name_of_the_convention(database):
     [foreign_key] = described["revisions"]["foreign keys"]
     assert foreign_key["name"] == "fk_revisions_session_id_sessions"
     assert foreign_key["options"]["ondelete"] == "CASCADE"
+
+
+def test_lists_look_only_through_sessions_that_are_not_erased(database):
+    with database.transaction() as connection:
+        indexes = describe(connection)["sessions"]["indexes"]
+    for name in ("ix_sessions_owner_id", "ix_sessions_owner_model_id"):
+        options = indexes[name]["dialect_options"].items()
+        assert any(
+            option.endswith("_where") and "erased_at IS NULL" in on for option, on in options
+        )
 
 
 def test_ids_order_by_their_bytes_on_postgresql(postgresql_database):
