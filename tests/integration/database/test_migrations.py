@@ -110,7 +110,7 @@ def test_replicas_that_start_together_all_succeed(database_url):
     ]
     errors = [replica.communicate(timeout=60)[1] for replica in replicas]
     assert [replica.returncode for replica in replicas] == [0] * 4, errors
-    assert versions(database_url) == ["0001"]
+    assert versions(database_url) == ["0002"]
 
 
 def test_threads_that_start_together_all_succeed(database_url):
@@ -120,7 +120,7 @@ def test_threads_that_start_together_all_succeed(database_url):
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(start, range(4)))
-    assert versions(database_url) == ["0001"]
+    assert versions(database_url) == ["0002"]
 
 
 def versions(database_url):
