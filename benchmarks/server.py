@@ -42,13 +42,14 @@ from app.engine.requests import Floats
 from app.registry import Registry
 from app.settings import Settings
 from benchmarks.adaptation import MODEL, draw_request, load, started
+from benchmarks.adaptation import Request as EngineRequest
 from tests.postgresql import empty_schema, postgresql_server
 
 WAYS, SHOTS = 5, 1
 CONCURRENCY = (1, 16, 64)
 SESSIONS = 64
 """So many sessions are asked in turn where callers do not share one."""
-PNG = "application/json"
+JSON = "application/json"
 ROOT = Path(__file__).parents[1]
 
 SCRIPT = """
@@ -94,7 +95,7 @@ class Call:
     what: str
     paths: list[str]
     bodies: list[bytes]
-    media_type: str = PNG
+    media_type: str = JSON
 
 
 @dataclass(frozen=True)
@@ -106,18 +107,20 @@ class Task:
     query: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, support: Floats, labels: NDArray[np.int64], query: Floats) -> "Task":
+    def of(cls, request: EngineRequest) -> "Task":
         """The task of a request to the engine."""
+        support = request.support
 
         def pixels(inputs: Floats) -> NDArray[np.uint8]:
             return (255 * (1 - inputs)).round().astype(np.uint8)
 
-        return cls(pixels(support), [f"class {label}" for label in labels], pixels(query))
+        labels = [f"class {label}" for label in support.labels]
+        return cls(pixels(support.inputs), labels, pixels(request.query))
 
     def as_json(self, queries: int | None = None) -> bytes:
         """The body of a new session."""
         support = [
-            {"input": _png(picture), "label": label}
+            {"input": picture_input(picture), "label": label}
             for picture, label in zip(self.support, self.labels, strict=True)
         ]
         return json.dumps({"support": support, **self._asked(queries)}).encode()
@@ -133,10 +136,11 @@ class Task:
         return safetensors.numpy.save(tensors, {"request": said})
 
     def _asked(self, queries: int | None) -> dict[str, Any]:
-        return {"query": [_png(picture) for picture in self.query[:queries]]}
+        return {"query": [picture_input(picture) for picture in self.query[:queries]]}
 
 
-def _png(picture: NDArray[np.uint8]) -> dict[str, str]:
+def picture_input(picture: NDArray[np.uint8]) -> dict[str, str]:
+    """An input of the API: a picture (1, H, W) as a PNG."""
     file = BytesIO()
     Image.fromarray(picture[0]).save(file, "PNG")
     return {"image": base64.b64encode(file.getvalue()).decode()}
@@ -150,11 +154,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: Sequence[str], url: str, **variables: str) -> Iterator[None]:
-    """A server's process from when `url` answers.
+def running(command: Sequence[str], url: str, **variables: str) -> Iterator[int]:
+    """The id of a server's process, from when `url` answers.
 
     Raises:
-        Failed: it ended, or did not answer within a minute.
+        Failed: it ended, or did not answer within five minutes.
     """
     ours = {name: it for name, it in os.environ.items() if not name.startswith("INNERLOOP_")}
     with tempfile.TemporaryFile() as log:
@@ -163,13 +167,13 @@ def running(command: Sequence[str], url: str, **variables: str) -> Iterator[None
             env=ours | variables, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            end = time.monotonic() + 60
+            end = time.monotonic() + 300
             while not _answers(url):
                 if process.poll() is not None or time.monotonic() > end:
                     log.seek(0)
                     raise Failed(f"{command[0]} did not start: {log.read()[-2000:].decode()}")
                 time.sleep(0.1)
-            yield
+            yield process.pid
         finally:
             process.terminate()
             process.wait(60)
@@ -185,7 +189,7 @@ def _answers(url: str) -> bool:
 
 def post(url: str, body: bytes) -> dict[str, Any]:
     """Send JSON and return the answer's."""
-    with urlopen(Request(url, body, {"Content-Type": PNG}), timeout=60) as response:  # noqa: S310
+    with urlopen(Request(url, body, {"Content-Type": JSON}), timeout=60) as response:  # noqa: S310
         answer: dict[str, Any] = json.load(response)
         return answer
 
@@ -274,13 +278,20 @@ def measure_plain(models: Path, task: Task, seconds: float) -> list[Row]:
     return list(best.values())
 
 
+def task_of(models: Path) -> Task:
+    """A task for the bundled model."""
+    registry = Registry(models)
+    model = registry.load(MODEL, max(registry.versions(MODEL)))
+    return Task.of(draw_request(model, WAYS, SHOTS, seed=0))
+
+
 def measure(models: Path, device: str, seconds: float) -> list[Row]:
     """Runs everything; see the module."""
     registry = Registry(models)
     version = max(registry.versions(MODEL))
     model = registry.load(MODEL, version)
     request = draw_request(model, WAYS, SHOTS, seed=0)
-    task = Task.of(request.support.inputs, request.support.labels, request.query)
+    task = Task.of(request)
     rows = measure_plain(models, task, seconds)
     steps, key = model.card.steps, ModelKey(MODEL, version)
     engine = started(registry, Settings(device=device, models_dir=models))
