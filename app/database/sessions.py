@@ -3,7 +3,19 @@
 import re
 from datetime import datetime
 
-from sqlalchemy import Connection, Row, Select, and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy import (
+    Connection,
+    FromClause,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from app.database.records import RevisionRecord, SessionRecord
 from app.database.tables import revisions, sessions
@@ -70,7 +82,7 @@ class SessionRepository:
         if not (_storable(after) and _storable(model)):
             return [], False
         query = (
-            _at_current_revision()
+            select(sessions)
             .where(
                 sessions.c.owner == owner,
                 sessions.c.erased_at.is_(None),  # the indexes hold no other
@@ -83,7 +95,9 @@ class SessionRepository:
             query = query.where(sessions.c.id < after)
         if model is not None:
             query = query.where(sessions.c.model == model)
-        rows = self._connection.execute(query).all()
+        # The page first: PostgreSQL would look through all revisions to join them by order.
+        page = query.subquery()
+        rows = self._connection.execute(_at_current_revision(page).order_by(page.c.id.desc())).all()
         return [_record(row) for row in rows[:limit]], len(rows) > limit
 
     def append_revision(
@@ -172,21 +186,21 @@ class SessionRepository:
         )
 
 
-def _at_current_revision() -> Select[*tuple[object, ...]]:
+def _at_current_revision(some: FromClause) -> Select[*tuple[object, ...]]:
     """Sessions joined with what their current revision says, without its examples."""
     return select(
-        sessions,
+        some,
         revisions.c.labels,
         revisions.c.shots,
         revisions.c.support_loss,
         revisions.c.support_sha256,
     ).join(
         revisions,
-        and_(revisions.c.session_id == sessions.c.id, revisions.c.revision == sessions.c.revision),
+        and_(revisions.c.session_id == some.c.id, revisions.c.revision == some.c.revision),
     )
 
 
-_ONE = _at_current_revision().where(
+_ONE = _at_current_revision(sessions).where(
     sessions.c.id == bindparam("id"), sessions.c.owner == bindparam("owner")
 )
 """Every request for a session asks this: built once."""
