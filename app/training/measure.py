@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from app.data.distributions import Source
-from app.errors import RecipeError, RegistryError
+from app.errors import ModelNotFound, RecipeError, RegistryError
 from app.registry.card import AccuracyFigure, ErrorFigure
 from app.registry.registry import LoadedModel, Registry
 from app.training.figures import calibrated, measure_figure
@@ -120,6 +120,8 @@ def open_version(path: Path) -> tuple[Registry, LoadedModel, Recipe]:
         RegistryError: its files are broken, or its card has no valid recipe.
     """
     registry, name, version = _locate(path)
+    if not registry.names():
+        raise ModelNotFound(f"{path} is not in a folder of models: give models/<name>, as a path.")
     model = registry.load(name, registry.latest(name).version if version is None else version)
     try:
         return registry, model, Recipe.model_validate(model.card.recipe)

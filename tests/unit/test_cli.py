@@ -149,6 +149,7 @@ def test_the_data_folder_is_the_options_else_the_settings(shell, monkeypatch):
         (["train", "broken.toml"], "broken.toml is no valid recipe: name: "),
         (["evaluate", "models/none"], "no model 'none'. Models here: tiny."),
         (["evaluate", "models/tiny/7"], "no version 7"),
+        (["evaluate", "tiny"], "tiny is not in a folder of models: give models/<name>"),
         (["evaluate", "models/tiny", "--split", "exam"], "use one of train, validation, test"),
         (["evaluate", "models/tiny", "--ways", "9"], "ask for smaller tasks"),
         (["evaluate", "models/tiny", "--ways", "1"], "with at least two ways"),
