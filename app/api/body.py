@@ -1,10 +1,8 @@
 """From a request's bytes to a checked body: media type, size, syntax, schema, in this order."""
 
 import asyncio
-from collections.abc import Iterator
+import json
 from functools import partial
-from hashlib import sha256
-from itertools import islice
 from typing import Any, Self
 
 from fastapi import Request
@@ -13,12 +11,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app.api import tensors
-from app.api.issues import MOST_ISSUES, body_issues
+from app.api.issues import body_issues
+from app.api.oversized import refuse_oversized
 from app.api.strict_json import parse_json
-from app.errors import InvalidInput, Issue
+from app.errors import InvalidInput
 
 JSON = "application/json"
-MOST_NAMES = 32
 LARGE_BYTES = 256 * 1024
 """From this size on a body is parsed in a thread, so as not to hold up every other request."""
 
@@ -36,10 +34,13 @@ class BodyRequest(Request):
         super().__init__({**request.scope, "headers": headers}, request.receive)
         self.media_type = media_type
         """What the body came as, and the answer goes as."""
-        self.parsed = parsed
-        """The JSON as it came; of a body of tensors its digest. Two requests are the same where
-        this is."""
+        self._parsed = parsed
         self._checked = checked
+
+    def canonical(self) -> str:
+        """What the body says, whatever it looked like: two requests are the same where this is."""
+        said = self._parsed.canonical() if isinstance(self._parsed, tensors.Sent) else self._parsed
+        return json.dumps(said, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     async def read(cls, request: Request, schema: type[BaseModel], limit_bytes: int) -> Self:
@@ -94,29 +95,6 @@ async def _read(request: Request, limit_bytes: int) -> bytes:
     return b"".join(chunks)
 
 
-def _oversized(parsed: Any) -> Iterator[Issue]:
-    """What is far beyond any schema, before each of millions of parts becomes an error."""
-    if not isinstance(parsed, dict):
-        return
-    yield from _too_many_names(parsed, "")
-    for field in ("support", "query", "examples"):
-        items = parsed.get(field)
-        if not isinstance(items, list):
-            continue
-        if len(items) > tensors.MOST_ITEMS:
-            yield Issue(f"/{field}", f"must hold at most {tensors.MOST_ITEMS} elements")
-            continue
-        for number, item in enumerate(items):
-            yield from _too_many_names(item, f"/{field}/{number}")
-            if isinstance(item, dict):
-                yield from _too_many_names(item.get("input"), f"/{field}/{number}/input")
-
-
-def _too_many_names(value: Any, pointer: str) -> Iterator[Issue]:
-    if isinstance(value, dict) and len(value) > MOST_NAMES:
-        yield Issue(pointer, f"must have at most {MOST_NAMES} names")
-
-
 def _media_type(request: Request, known: list[str]) -> str:
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding != "identity":
@@ -143,8 +121,7 @@ def _too_large(limit_bytes: int) -> HTTPException:
 
 def _check(raw: bytes, schema: type[BaseModel]) -> tuple[Any, BaseModel]:
     parsed = parse_json(raw)
-    if issues := list(islice(_oversized(parsed), MOST_ISSUES)):
-        raise InvalidInput(issues)
+    refuse_oversized(parsed)
     try:
         return parsed, schema.model_validate(parsed)
     except ValidationError as error:
@@ -152,9 +129,10 @@ def _check(raw: bytes, schema: type[BaseModel]) -> tuple[Any, BaseModel]:
         raise InvalidInput(body_issues(found)) from error
 
 
-def _check_tensors(raw: bytes, form: type[tensors.Form]) -> tuple[Any, BaseModel]:
+def _check_tensors(raw: bytes, form: type[tensors.Form]) -> tuple[tensors.Sent, BaseModel]:
     try:
-        return {"sha256": sha256(raw).hexdigest()}, form.read(raw)
+        sent = tensors.Sent.of(raw)
+        return sent, form.read(sent)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
         raise InvalidInput(body_issues(found)) from error

@@ -51,7 +51,7 @@ request that fails changes nothing.
 
 **Tensors.** `POST /v1/sessions` and `/predictions` also take a safetensors file, with the header
 `Content-Type: application/vnd.safetensors`, and then answer with one. Errors are JSON all the same;
-row 3 of the tensor `support` is `/support/3/input`.
+row 3 of the tensor `support` is `/support/3/input`, of `query` it is `/query/3`.
 
 **Errors** are problem details (RFC 9457) of the media type `application/problem+json`. Tell them
 apart by `code`. A 422 names the broken rules in `errors`, at most 20 of them: `pointer` is a JSON

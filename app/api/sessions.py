@@ -1,7 +1,6 @@
 """/v1/sessions: make a personal model, query it, add to it, measure it, take it away."""
 
 import hashlib
-import json
 import re
 from typing import Annotated
 
@@ -58,8 +57,7 @@ async def _idempotency(
     if len(request.headers.getlist("Idempotency-Key")) > 1:
         raise InvalidInput([parameter_issue("Idempotency-Key", "must not be given twice")])
     assert isinstance(request, BodyRequest)
-    canonical = json.dumps(request.parsed, sort_keys=True, separators=(",", ":"))
-    told = f"{request.method} {request.url.path}\n{canonical}"
+    told = f"{request.method} {request.url.path}\n{request.canonical()}"
     return views.Idempotency(idempotency_key, hashlib.sha256(told.encode()).hexdigest())
 
 

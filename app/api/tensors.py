@@ -2,14 +2,16 @@
 
 A request holds the tensors `support` (M, *input_shape) and `query` (Q, *input_shape), F32 or U8,
 and everything else as JSON in the entry `request` of its metadata. An answer holds `probabilities`
-(Q, N) and `outlier` (Q,), and everything else as JSON in the entry `answer`.
+(Q, N) and `outlier` (Q,), and everything else as JSON in the entry `answer`. Other entries, which
+libraries add, are not looked at.
 """
 
 import json
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import safetensors
@@ -20,7 +22,9 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from app.api import schemas
+from app.api.checks import MOST_DIMENSIONS
 from app.api.issues import MOST_ISSUES, escape
+from app.api.oversized import MOST_ITEMS, refuse_oversized
 from app.api.strict_json import parse_json
 from app.errors import InvalidInput, InvalidSafetensors, Issue
 from app.services import views
@@ -30,14 +34,64 @@ REQUEST, ANSWER = "request", "answer"
 """The entries of the metadata."""
 METADATA = "__metadata__"
 DTYPES: dict[str, type[np.float32] | type[np.uint8]] = {"F32": np.float32, "U8": np.uint8}
-MOST_ITEMS = 16_384
-"""Most inputs of a body that are looked at one by one."""
 
 
 class SafetensorsResponse(Response):
     """Tensors by name, with a header of plain text."""
 
     media_type = MEDIA_TYPE
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A safetensors file as it came: what it says beside its tensors, and these by name."""
+
+    said: Any
+    tensors: Mapping[str, Mapping[str, Any]]
+    """Each with its `dtype`, `shape` and `data`."""
+
+    @classmethod
+    def of(cls, raw: bytes) -> Self:
+        """Read a file.
+
+        Raises:
+            InvalidSafetensors: it is none.
+            InvalidInput: it has far too many tensors.
+        """
+        size = int.from_bytes(raw[:8], "little")
+        if not 0 < size <= len(raw) - 8:
+            raise InvalidSafetensors("The body ends before its header: send a safetensors file.")
+        header = _json(raw[8 : 8 + size], "header")
+        refuse_oversized(header)
+        try:
+            tensors = dict(safetensors.deserialize(raw))  # type: ignore[no-untyped-call]
+        except safetensors.SafetensorError as error:
+            raise InvalidSafetensors(f"The body is no safetensors file: {error}.") from error
+        text = header.get(METADATA, {}).get(REQUEST, "{}")
+        return cls(_json(text.encode(), f"metadata's entry {REQUEST!r}"), tensors)
+
+    def issues(self) -> list[Issue]:
+        """Which tensors are no rows of inputs."""
+        return [
+            Issue(f"/{name}", issue)
+            for name, tensor in sorted(self.tensors.items())
+            if (issue := _issue(tensor["dtype"], tensor["shape"]))
+        ]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The tensors, which have no issues."""
+        return {
+            name: np.frombuffer(it["data"], DTYPES[it["dtype"]]).reshape(it["shape"])
+            for name, it in self.tensors.items()
+        }
+
+    def canonical(self) -> Any:
+        """The same for the same tensors, in whichever order a library wrote them."""
+        digests = {
+            name: [it["dtype"], it["shape"], sha256(it["data"]).hexdigest()]
+            for name, it in self.tensors.items()
+        }
+        return {REQUEST: self.said, "tensors": digests}
 
 
 @dataclass(frozen=True)
@@ -64,28 +118,28 @@ class Form(schemas.RequestBody):
     """The one of them that there must be."""
 
     @classmethod
-    def read(cls, raw: bytes) -> BaseModel:
+    def read(cls, sent: Sent) -> BaseModel:
         """The body that says the same in JSON.
 
         Raises:
-            InvalidSafetensors: the bytes are no safetensors file.
-            InvalidInput: its tensors are not what they must be.
+            InvalidInput: the tensors are not what they must be.
             ValidationError: what stands beside them is not.
         """
-        header = _header(raw)
-        form = cls.model_validate(_beside(header.pop(METADATA, {})))
-        issues = [
-            Issue(f"/{escape(name)}", f"is not a known tensor: send {' and '.join(cls.names)}")
-            for name in header
-            if name not in cls.names
-        ]
-        if cls.required not in header:
-            issues.append(Issue(f"/{cls.required}", "is required"))
-        _refuse([*issues, *_dtype_issues(header)])
-        tensors = {name: _array(tensor) for name, tensor in _deserialize(raw)}
-        _refuse(list(_row_issues(tensors)))
-        _refuse(list(form.misfits({name: len(rows) for name, rows in tensors.items()})))
-        return form.body({name: [Row(row) for row in rows] for name, rows in tensors.items()})
+        refuse_oversized(sent.said)
+        form = cls.model_validate(sent.said)
+        _refuse(
+            [
+                Issue(f"/{escape(name)}", f"is not a known tensor: send {' and '.join(cls.names)}")
+                for name in sent.tensors
+                if name not in cls.names
+            ]
+        )
+        if cls.required not in sent.tensors:
+            _refuse([Issue(f"/{cls.required}", "is required")])
+        _refuse(sent.issues())
+        arrays = sent.arrays()
+        _refuse(list(form.misfits({name: len(rows) for name, rows in arrays.items()})))
+        return form.body({name: [Row(row) for row in rows] for name, rows in arrays.items()})
 
     @abstractmethod
     def body(self, tensors: Mapping[str, Rows]) -> BaseModel:
@@ -143,13 +197,15 @@ FORMS: dict[type[BaseModel], type[Form]] = {
 
 def session_answer(session: views.SessionView) -> bytes:
     """A session, with its predictions as tensors."""
-    body = schemas.Session.model_validate(session).model_dump(mode="json", exclude={"predictions"})
+    plain = replace(session, predictions=None)
+    body = schemas.Session.model_validate(plain).model_dump(mode="json", exclude={"predictions"})
     return _file(body, session.predictions or [])
 
 
 def predictions_answer(answer: views.Predictions) -> bytes:
     """Predictions as tensors, with the labels of their columns."""
-    body = schemas.PredictionList.model_validate(answer).model_dump(mode="json", exclude={"data"})
+    plain = replace(answer, data=[])
+    body = schemas.PredictionList.model_validate(plain).model_dump(mode="json", exclude={"data"})
     return _file(body | {"labels": list(answer.data[0].probabilities)}, answer.data)
 
 
@@ -170,49 +226,21 @@ def _refuse(issues: Sequence[Issue]) -> None:
         raise InvalidInput(issues[:MOST_ISSUES])
 
 
-def _header(raw: bytes) -> dict[str, Any]:
-    """What a file says of its tensors, by name, and its metadata."""
-    size = int.from_bytes(raw[:8], "little")
+def _json(raw: bytes, place: str) -> Any:
     try:
-        header = parse_json(raw[8 : 8 + size])
+        return parse_json(raw)
     except HTTPException as error:
-        raise InvalidSafetensors(f"The body's header is no JSON. {error.detail}") from error
-    if not isinstance(header, dict) or not all(isinstance(v, dict) for v in header.values()):
-        raise InvalidSafetensors("The body's header must be an object of objects.")
-    return header
+        raise InvalidSafetensors(f"The body's {place} is no JSON object. {error.detail}") from error
 
 
-def _beside(metadata: Mapping[str, Any]) -> Any:
-    text = metadata.get(REQUEST, "{}")
-    if not isinstance(text, str):
-        raise InvalidSafetensors("The entries of the metadata must be strings.")
-    try:
-        return parse_json(text.encode("utf-8", "surrogatepass"))
-    except HTTPException as error:
-        raise InvalidSafetensors(f"The metadata's entry {REQUEST!r}: {error.detail}") from error
-
-
-def _deserialize(raw: bytes) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    try:
-        tensors: list[tuple[str, dict[str, Any]]] = safetensors.deserialize(raw)  # type: ignore[no-untyped-call]
-    except safetensors.SafetensorError as error:
-        raise InvalidSafetensors(f"The body is no safetensors file: {error}.") from error
-    return tensors
-
-
-def _dtype_issues(header: Mapping[str, Mapping[str, Any]]) -> Iterable[Issue]:
-    for name, tensor in header.items():
-        if tensor.get("dtype") not in DTYPES:
-            yield Issue(f"/{escape(name)}", "must be of dtype F32, values, or U8, pixels")
-
-
-def _array(tensor: Mapping[str, Any]) -> NDArray[Any]:
-    return np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
-
-
-def _row_issues(tensors: Mapping[str, NDArray[Any]]) -> Iterable[Issue]:
-    for name, rows in tensors.items():
-        if not rows.ndim or not len(rows):
-            yield Issue(f"/{name}", "must hold at least one row: the first dimension counts inputs")
-        elif len(rows) > MOST_ITEMS:
-            yield Issue(f"/{name}", f"must hold at most {MOST_ITEMS} rows")
+def _issue(dtype: str, shape: Sequence[int]) -> str | None:
+    """What keeps a tensor from being rows of inputs."""
+    if dtype not in DTYPES:
+        return "must be of dtype F32, values, or U8, pixels"
+    if not shape or not shape[0]:
+        return "must hold at least one row: the first dimension counts inputs"
+    if shape[0] > MOST_ITEMS:
+        return f"must hold at most {MOST_ITEMS} rows"
+    if len(shape) > MOST_DIMENSIONS or 0 in shape:
+        return f"must have at most {MOST_DIMENSIONS} dimensions, none of them empty"
+    return None

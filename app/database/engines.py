@@ -10,6 +10,7 @@ helps.
 
 import sqlite3
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,6 @@ def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     reading = connection.get_execution_options().get("sqlite_reading", False)
-    cursor = connection.connection.cursor()
-    cursor.execute(f"PRAGMA query_only = {'ON' if reading else 'OFF'}")
-    cursor.execute("BEGIN" if reading else "BEGIN IMMEDIATE")
-    cursor.close()
+    with closing(connection.connection.cursor()) as cursor:
+        cursor.execute(f"PRAGMA query_only = {'ON' if reading else 'OFF'}")
+        cursor.execute("BEGIN" if reading else "BEGIN IMMEDIATE")

@@ -94,6 +94,18 @@ def test_down_to_nothing_and_up_again(database, make_session):
         SessionRepository(connection).add(make_session(), b"first")
 
 
+def test_sessions_of_the_first_version_are_listed_after_the_second_step(
+    database, make_session, now
+):
+    with database.transaction() as connection:
+        command.downgrade(alembic_config(connection), "0001")
+        SessionRepository(connection).add(make_session(), b"first")
+    database.migrate()
+    with database.reading() as connection:
+        found = SessionRepository(connection).page("ann", 5, None, None, now)
+    assert found == ([make_session()], False)
+
+
 def test_migrating_again_changes_nothing(database, make_session):
     with database.transaction() as connection:
         SessionRepository(connection).add(make_session(), b"first")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from io import BytesIO
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save as save_torch
 
 from app.api.body import LARGE_BYTES
-from app.api.tensors import MOST_ITEMS
+from app.api.oversized import MOST_ITEMS
 from tests.unit.api.helpers import check_problem, pointers
 
 TENSORS = {"Content-Type": "application/vnd.safetensors"}
@@ -124,15 +125,19 @@ def test_a_large_body_is_read_as_a_small_one(client, session_url, settings):
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        (b"", "empty"),
-        (b"{}", "no JSON"),
-        (b"\xff" * 40, "no JSON"),
+        (b"", "ends before its header"),
+        (b"{}", "ends before its header"),
+        (b"\xff" * 8 + b"{}", "ends before its header"),
+        (b"\xff" * 40, "ends before its header"),
+        (raw_file(b""), "ends before its header"),
         (raw_file(b"{"), "no JSON"),
-        (raw_file(b"[]"), "object of objects"),
-        (raw_file(b'{"query": 3}'), "object of objects"),
-        (raw_file(b'{"__metadata__": {"request": 3}}'), "must be strings"),
+        (raw_file(b"[]"), "no safetensors"),
+        (raw_file(b'{"query": 3}'), "no safetensors"),
+        (raw_file(b'{"query": {"dtype": [], "shape": [1, 4], "data_offsets": [0, 16]}}'), "no saf"),
+        (raw_file(b'{"__metadata__": {"request": 3}}'), "no safetensors"),
+        (raw_file(b'{"__metadata__": {"request": " "}}'), "'request'"),
         (raw_file(b'{"__metadata__": {"request": "{"}}'), "'request'"),
-        (raw_file(b'{"__metadata__": {"request": "\\ud800"}}'), "'request'"),
+        (raw_file(b'{"__metadata__": {"request": "\\ud800"}}'), "no safetensors"),
         (raw_file(b'{"query": {"dtype": "U8"}, "query": {"dtype": "U8"}}'), "stands twice"),
         (raw_file(b'{"query": {"dtype": "U8"}}'), "no safetensors"),
         (
@@ -188,12 +193,37 @@ def test_tensors_that_break_a_rule_are_refused_where_they_do(client, engine, raw
     assert client.get("/v1/sessions").json()["data"] == []
 
 
-def test_no_rows_are_looked_at_beyond_any_limit(client, session_url):
-    shape = f'"shape": [{2**40}, 0]'
-    header = f'{{"query": {{"dtype": "F32", {shape}, "data_offsets": [0, 0]}}}}'
-    answer = post(client, f"{session_url}/predictions", raw_file(header.encode()))
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ([2**40, 0], f"at most {MOST_ITEMS} rows"),
+        ([2**63, 0], f"at most {MOST_ITEMS} rows"),
+        ([0, 2**62], "at least one row"),
+        ([], "at least one row"),
+        ([1, 0, 2**40, 2**40], "none of them empty"),
+        ([1] * 65 + [4], "at most 16 dimensions"),
+    ],
+)
+def test_shapes_that_no_array_has_are_refused(client, session_url, shape, words):
+    size = 4 * math.prod(shape)
+    query = {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}
+    raw = raw_file(json.dumps({"query": query}).encode(), b"\0" * size)
+    answer = post(client, f"{session_url}/predictions", raw)
     assert pointers(answer) == ["/query"]
-    assert str(MOST_ITEMS) in answer.json()["detail"]
+    assert words in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("said", "place"),
+    [
+        ({**SAID, "labels": [0] * (MOST_ITEMS + 1)}, "/labels"),
+        ({**SAID, **{str(n): 0 for n in range(1000)}}, ""),
+    ],
+)
+def test_what_is_far_beyond_the_schema_is_not_looked_at(client, settings, said, place):
+    object.__setattr__(settings, "max_body_bytes", 10**6)
+    answer = post(client, "/v1/sessions", file(said, support=SUPPORT))
+    assert pointers(answer) == [place]
 
 
 @pytest.mark.parametrize("path", ["examples", "evaluations"])
@@ -208,9 +238,12 @@ def test_the_same_tensors_with_the_same_key_get_the_same_session(client):
     key = {"Idempotency-Key": "k"}
     raw = file(SAID, support=SUPPORT, query=QUERY)
     first = post(client, "/v1/sessions", raw, **key)
-    again = post(client, "/v1/sessions", raw, **key)
-    assert (again.status_code, again.content) == (201, first.content)
-    assert again.headers["location"] == first.headers["location"]
+    said = json.dumps(dict(reversed(SAID.items())), indent=2)
+    tensors = {"support": SUPPORT, "query": QUERY}
+    for entries in ({"request": said}, {"request": said, "format": "np", "by": "me"}):
+        again = post(client, "/v1/sessions", safetensors.numpy.save(tensors, entries), **key)
+        assert (again.status_code, again.content) == (201, first.content)
+        assert again.headers["location"] == first.headers["location"]
     other = post(client, "/v1/sessions", file(SAID, support=SUPPORT), **key)
     check_problem(other, 409, "idempotency_conflict")
     assert len(client.get("/v1/sessions").json()["data"]) == 1
