@@ -67,7 +67,8 @@ class Sent:
             tensors = dict(safetensors.deserialize(raw))  # type: ignore[no-untyped-call]
         except safetensors.SafetensorError as error:
             raise InvalidSafetensors(f"The body is no safetensors file: {error}.") from error
-        text = header.get(METADATA, {}).get(REQUEST, "{}")
+        metadata = header.get(METADATA) or {}  # safetensors takes null for none
+        text = metadata.get(REQUEST, "{}")
         return cls(_json(text.encode(), f"metadata's entry {REQUEST!r}"), tensors)
 
     def issues(self) -> list[Issue]:

@@ -113,6 +113,13 @@ def test_a_file_of_torch_is_read(client, session_url):
     assert post(client, f"{session_url}/predictions", raw).status_code == 200
 
 
+def test_a_file_without_metadata_is_read(client, session_url):
+    query = '"query": {"dtype": "F32", "shape": [1, 4], "data_offsets": [0, 16]}'
+    for metadata in ("", '"__metadata__": null, ', '"__metadata__": {}, '):
+        raw = raw_file(f"{{{metadata}{query}}}".encode(), QUERY[0].tobytes())
+        assert post(client, f"{session_url}/predictions", raw).status_code == 200
+
+
 def test_a_large_body_is_read_as_a_small_one(client, session_url, settings):
     object.__setattr__(settings, "max_body_bytes", 10 * LARGE_BYTES)
     rows = LARGE_BYTES // SUPPORT[0].nbytes  # and the header
