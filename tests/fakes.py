@@ -27,6 +27,7 @@ class Call:
     method: str
     model: ModelKey
     phi_key: str
+    owner: str
     support: SupportSet | None = None
     steps: int | None = None
     query: Floats | None = None
@@ -53,8 +54,6 @@ class FakeEngine:
     calls: list[Call] = field(default_factory=list)
     futures: list[Future] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
-    owners: list[str] = field(default_factory=list)
-    """Who asked, call by call."""
     held: list[Callable[[], None]] = field(default_factory=list)
 
     def start(self) -> None:
@@ -75,8 +74,7 @@ class FakeEngine:
         query: Floats | None,
         owner: str,
     ) -> Future[Adapted]:
-        self.owners.append(owner)
-        self.calls.append(Call("adapt", model, phi_key, support, steps, query))
+        self.calls.append(Call("adapt", model, phi_key, owner, support, steps, query))
 
         def answer() -> Adapted:
             means = class_means(support)
@@ -93,13 +91,11 @@ class FakeEngine:
         return self._future(answer)
 
     def predict(self, model: ModelKey, phi_key: str, query: Floats, owner: str) -> Future[Answers]:
-        self.owners.append(owner)
-        self.calls.append(Call("predict", model, phi_key, query=query))
+        self.calls.append(Call("predict", model, phi_key, owner, query=query))
         return self._future(lambda: answers(self._kept(phi_key), query))
 
     def weights(self, model: ModelKey, phi_key: str, owner: str) -> Future[dict[str, Floats]]:
-        self.owners.append(owner)
-        self.calls.append(Call("weights", model, phi_key))
+        self.calls.append(Call("weights", model, phi_key, owner))
         return self._future(lambda: {"means": self._kept(phi_key)})
 
     def forget(self, phi_key: str) -> None:

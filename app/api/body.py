@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
 
@@ -28,19 +29,20 @@ class BodyRequest(Request):
     every one does then, and an instance of the schema's class passes its own check untouched.
     """
 
-    def __init__(self, request: Request, media_type: str, parsed: Any, checked: BaseModel):
+    def __init__(
+        self, request: Request, media_type: str, said: Callable[[], Any], checked: BaseModel
+    ):
         others = [(name, it) for name, it in request.scope["headers"] if name != b"content-type"]
         headers = [*others, (b"content-type", JSON.encode())]
         super().__init__({**request.scope, "headers": headers}, request.receive)
         self.media_type = media_type
         """What the body came as, and the answer goes as."""
-        self._parsed = parsed
+        self._said = said
         self._checked = checked
 
     def canonical(self) -> str:
         """What the body says, whatever it looked like: two requests are the same where this is."""
-        said = self._parsed.canonical() if isinstance(self._parsed, tensors.Sent) else self._parsed
-        return json.dumps(said, sort_keys=True, separators=(",", ":"))
+        return json.dumps(self._said(), sort_keys=True, separators=(",", ":"))
 
     @classmethod
     async def read(cls, request: Request, schema: type[BaseModel], limit_bytes: int) -> Self:
@@ -53,18 +55,15 @@ class BodyRequest(Request):
             InvalidInput: it breaks the schema.
             ClientDisconnect: the caller has gone.
         """
-        form = tensors.FORMS.get(schema)
-        media_types = [JSON] if form is None else [JSON, tensors.MEDIA_TYPE]
+        media_types = [JSON, tensors.MEDIA_TYPE] if schema in tensors.FORMS else [JSON]
         media_type = _media_type(request, media_types)
         raw = await _read(request, limit_bytes)
         if raw and "content-type" not in request.headers:
             raise _wrong_media_type(media_types)
-        if form is None or media_type == JSON:
-            check = partial(_check, raw, schema)
-        else:
-            check = partial(_check_tensors, raw, form)
-        parsed, checked = check() if len(raw) < LARGE_BYTES else await asyncio.to_thread(check)
-        return cls(request, media_type, parsed, checked)
+        form = None if media_type == JSON else tensors.FORMS[schema]
+        check = partial(_check, raw, schema, form)
+        said, checked = check() if len(raw) < LARGE_BYTES else await asyncio.to_thread(check)
+        return cls(request, media_type, said, checked)
 
     async def body(self) -> bytes:
         """Anything: FastAPI asks only whether there is a body, the bytes need not wait along."""
@@ -119,20 +118,17 @@ def _too_large(limit_bytes: int) -> HTTPException:
     )
 
 
-def _check(raw: bytes, schema: type[BaseModel]) -> tuple[Any, BaseModel]:
-    parsed = parse_json(raw)
-    refuse_oversized(parsed)
+def _check(
+    raw: bytes, schema: type[BaseModel], form: type[tensors.Form] | None
+) -> tuple[Callable[[], Any], BaseModel]:
+    """What makes the canonical form of a body, and the body checked; `form` is that of tensors."""
     try:
-        return parsed, schema.model_validate(parsed)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        raise InvalidInput(body_issues(found)) from error
-
-
-def _check_tensors(raw: bytes, form: type[tensors.Form]) -> tuple[tensors.Sent, BaseModel]:
-    try:
-        sent = tensors.Sent.of(raw)
-        return sent, form.read(sent)
+        if form is not None:
+            sent = tensors.Sent.of(raw)
+            return sent.canonical, form.read(sent)
+        parsed = parse_json(raw)
+        refuse_oversized(parsed)
+        return lambda: parsed, schema.model_validate(parsed)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
         raise InvalidInput(body_issues(found)) from error

@@ -192,18 +192,17 @@ def _file(description: str) -> dict[str, Any]:
 
 
 def _complete(document: dict[str, Any]) -> dict[str, Any]:
-    """Add the problems' schemas, and the headers of every request and answer."""
-    _, problems = models_json_schema(
-        [(schemas.Problem, "serialization"), (schemas.InvalidInputProblem, "serialization")],
+    """Add the schemas of problems and of tensors' metadata, and the headers of all."""
+    _, more = models_json_schema(
+        [
+            (schemas.Problem, "serialization"),
+            (schemas.InvalidInputProblem, "serialization"),
+            *((form, "validation") for form in tensors.FORMS.values()),
+        ],
         ref_template="#/components/schemas/{model}",
     )
     components = document["components"]
-    _, forms = models_json_schema(
-        [(form, "validation") for form in tensors.FORMS.values()],
-        ref_template="#/components/schemas/{model}",
-    )
-    known = components["schemas"] | problems["$defs"] | forms["$defs"]
-    components["schemas"] = dict(sorted(known.items()))
+    components["schemas"] = dict(sorted((components["schemas"] | more["$defs"]).items()))
     components["headers"] = _HEADERS
     components["parameters"] = {"X-Request-ID": _REQUEST_ID}
     for operation in chain.from_iterable(path.values() for path in document["paths"].values()):

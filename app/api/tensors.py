@@ -8,7 +8,7 @@ libraries add, are not looked at.
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Annotated, Any, ClassVar, Self
@@ -138,17 +138,15 @@ class Form(schemas.RequestBody):
         if cls.required not in sent.tensors:
             _refuse([Issue(f"/{cls.required}", "is required")])
         _refuse(sent.issues())
-        arrays = sent.arrays()
-        _refuse(list(form.misfits({name: len(rows) for name, rows in arrays.items()})))
-        return form.body({name: [Row(row) for row in rows] for name, rows in arrays.items()})
+        return form.body({name: [Row(row) for row in rows] for name, rows in sent.arrays().items()})
 
     @abstractmethod
     def body(self, tensors: Mapping[str, Rows]) -> BaseModel:
-        """The body of these inputs that says the same in JSON; it is checked already."""
+        """The body of these inputs that says the same in JSON; it is checked already.
 
-    def misfits(self, rows: Mapping[str, int]) -> Iterable[Issue]:  # noqa: ARG002
-        """What of this does not fit the number of rows of each tensor."""
-        return ()
+        Raises:
+            InvalidInput: this does not fit the tensors.
+        """
 
 
 class TensorSession(schemas.SessionSettings, Form):
@@ -162,6 +160,9 @@ class TensorSession(schemas.SessionSettings, Form):
 
     def body(self, tensors: Mapping[str, Rows]) -> schemas.NewSession:
         """As `Form.body`."""
+        count, rows = len(self.labels), len(tensors["support"])
+        if count != rows:
+            _refuse([Issue("/labels", f"has {count} labels for {rows} rows of `support`")])
         support = [
             schemas.Example.model_construct(input=row, label=label)
             for row, label in zip(tensors["support"], self.labels, strict=True)
@@ -170,12 +171,6 @@ class TensorSession(schemas.SessionSettings, Form):
         return schemas.NewSession.model_construct(
             **said, support=support, query=tensors.get("query"), top=None
         )
-
-    def misfits(self, rows: Mapping[str, int]) -> Iterable[Issue]:
-        """As `Form.misfits`."""
-        count = len(self.labels)
-        if count != rows["support"]:
-            yield Issue("/labels", f"has {count} labels for {rows['support']} rows of `support`")
 
 
 class TensorQuery(Form):

@@ -87,7 +87,7 @@ def prepare_image(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
     if fitted.size != (width, height):
         ground = WHITE if spec.dark_on_light else _border_median(opaque)
         pixels = _centred(pixels, height, width, ground)
-    return prepare_pixels(np.ascontiguousarray(pixels.transpose(2, 0, 1)), spec)
+    return np.ascontiguousarray(prepare_pixels(pixels.transpose(2, 0, 1), spec))
 
 
 def prepare_pixels(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:

@@ -26,9 +26,9 @@ async def test_the_engine_is_told_whose_request_it_is(service, engine):
         await service.append(owner, created.id, MORE)
         engine.phi.clear()
         await calls_on(service, owner, created.id)
-        assert len(engine.owners) > 5
-        assert set(engine.owners) == {owner}
-        engine.owners.clear()
+        assert len(engine.calls) > 5
+        assert {call.owner for call in engine.calls} == {owner}
+        engine.calls.clear()
 
 
 async def test_phi_is_made_anew_from_the_stored_support_set(service, engine):
