@@ -14,7 +14,6 @@ The floor is the arithmetic of one request as the engine does it alone, counted 
 """
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -39,6 +38,7 @@ from app.learning.learner import HEAD
 from app.registry import LoadedModel, Registry
 from app.settings import Settings
 from benchmarks.adaptation_peers import PEERS, Answer, PlainClassifier, PlainRequest, Serving
+from benchmarks.output import write_json
 from benchmarks.training import device_name, thread_counts
 
 MODEL = "omniglot"
@@ -82,6 +82,12 @@ class Request:
 
     support: SupportSet
     query: Floats
+
+
+def bundled(folder: Path) -> LoadedModel:
+    """The newest version of the bundled model."""
+    registry = Registry(folder)
+    return registry.load(MODEL, registry.latest(MODEL).version)
 
 
 def draw_request(model: LoadedModel, ways: int, shots: int, seed: int) -> Request:
@@ -240,14 +246,13 @@ def measure(
         Disagreement: a peer answers otherwise.
     """
     registry = Registry(folder)
-    version = max(registry.versions(MODEL))
-    key = ModelKey(MODEL, version)
+    key = ModelKey(MODEL, registry.latest(MODEL).version)
     levels = concurrency or (CONCURRENCY if device.type == "cpu" else CONCURRENCY_ON_GPU)
     threads = thread_counts(device)
     rows: list[Row] = []
     for ways, shots in sizes:
         with one_thread():
-            model = registry.load(MODEL, version)
+            model = bundled(folder)
             serving = serving_of(model, ways, shots)
             peers = {name: peer(serving) for name, peer in PEERS.items()} if with_peers else {}
         steps = model.card.steps
@@ -334,9 +339,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Console(stderr=True).print(str(error), markup=False)
         return 1
     Console().print(table(rows))
-    if options.json:
-        text = json.dumps({"torch": torch.__version__, "rows": [asdict(row) for row in rows]})
-        options.json.write_text(text + "\n", encoding="utf-8")
+    result = {"torch": torch.__version__, "rows": [asdict(row) for row in rows]}
+    write_json(options.json, result)
     return 0
 
 

@@ -7,7 +7,6 @@ Draws `benchmarks/plots/cost.png`; `benchmarks/README.md` explains it.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -21,8 +20,8 @@ import torch
 from app.devices import choose_device
 from app.engine import SupportSet
 from app.engine.compute import Computer
-from app.registry import Registry
-from benchmarks.adaptation import MODEL
+from benchmarks.adaptation import bundled
+from benchmarks.output import write_json
 
 WAYS = (2, 5, 10, 20, 50, 100)
 SHOTS = (1, 5, 20)
@@ -42,8 +41,7 @@ class Cost:
 
 def measure(models: Path, device: torch.device) -> list[Cost]:
     """Every size, smallest first."""
-    registry = Registry(models)
-    model = registry.load(MODEL, max(registry.versions(MODEL)))
+    model = bundled(models)
     computer = Computer(model, device, max(WAYS), 1)
     rng, found = np.random.default_rng(0), []
     for ways in WAYS:
@@ -93,9 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for cost in costs:
         print(f"{cost.ways}-way {cost.shots}-shot: {cost.milliseconds:.1f} ms")
     draw(costs, PLOT)
-    if options.json:
-        text = json.dumps({"rows": [asdict(cost) for cost in costs]})
-        options.json.write_text(text + "\n", encoding="utf-8")
+    write_json(options.json, {"rows": [asdict(cost) for cost in costs]})
     return 0
 
 

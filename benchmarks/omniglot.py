@@ -11,7 +11,6 @@ there, photographs of mini-ImageNet's test classes in grey.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,6 +35,7 @@ from app.training.figures import measure_figure
 from app.training.measure import open_version
 from app.training.progress import ConsoleReporter
 from app.training.recipe import Measure
+from benchmarks.output import write_json
 
 SPLIT = "background/evaluation"
 SEED = 2
@@ -180,14 +180,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print(str(error), markup=False)
         return 1
     Console().print(table(rows))
-    if options.json:
-        result = {
-            "model": model.card.name,
-            "version": model.card.version,
-            "theta_sha256": model.card.theta_sha256,
-            "rows": [asdict(row) for row in rows],
-        }
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result = {
+        "model": model.card.name,
+        "version": model.card.version,
+        "theta_sha256": model.card.theta_sha256,
+        "rows": [asdict(row) for row in rows],
+    }
+    write_json(options.json, result)
     return 0
 
 

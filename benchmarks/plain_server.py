@@ -22,12 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from app.devices import choose_device
-from app.registry import Registry
-from benchmarks.adaptation import MODEL, serving_of
+from benchmarks.adaptation import bundled, serving_of
 from benchmarks.adaptation_peers import Answer, PlainRequest, higher
-
-SHOTS = 1
-"""Shots of the tasks that are sent."""
+from benchmarks.server import SHOTS
 
 
 def _pictures(inputs: list[dict[str, str]]) -> Tensor:
@@ -37,8 +34,7 @@ def _pictures(inputs: list[dict[str, str]]) -> Tensor:
 
 def build(models: Path) -> FastAPI:
     """The application."""
-    registry = Registry(models)
-    model = registry.load(MODEL, max(registry.versions(MODEL)))
+    model = bundled(models)
     answers: dict[int, Answer] = {}
     one_at_a_time = threading.Lock()  # faster than many that share the cores
     app = FastAPI()

@@ -8,10 +8,8 @@ caller sends it one request after the other. On SQLite and PostgreSQL, as in `be
 """
 
 import argparse
-import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -27,7 +25,8 @@ from sqlalchemy import insert, select
 
 from app.database import Database
 from app.database.tables import revisions, sessions
-from benchmarks.server import free_port, post, running, task_of
+from benchmarks.output import write_json
+from benchmarks.server import post, serving, task_of
 from tests.postgresql import empty_schema, postgresql_server
 
 SIZES = (1_000, 1_000_000)
@@ -120,26 +119,17 @@ def medians(url: str, store: Store, query: bytes) -> Iterator[tuple[str, float]]
 def measure(name: str, database_url: str, models: Path, sizes: Sequence[int]) -> list[Row]:
     """One database, filled step by step."""
     task, rows = task_of(models), []
-    with tempfile.TemporaryDirectory() as folder:
-        port = free_port()
-        url = f"http://127.0.0.1:{port}"
-        settings = {
-            "INNERLOOP_PORT": f"{port}",
-            "INNERLOOP_DATA_DIR": folder,
-            "INNERLOOP_MODELS_DIR": str(models.absolute()),
-            "INNERLOOP_DATABASE_URL": database_url or f"sqlite:///{folder}/innerloop.db",
-            "INNERLOOP_PHI_CACHE_BYTES": str(64 * 2**20),  # fewer than are asked for in turn
-        }
-        with (
-            running(["app", "serve"], f"{url}/health/ready", **settings),
-            closing(Database(settings["INNERLOOP_DATABASE_URL"])) as database,
-        ):
-            post(f"{url}/v1/sessions", task.as_json(1))
-            store = Store(database)
-            for size in sizes:
-                store.fill(size)
-                for what, median in medians(url, store, task.query_as_json()):
-                    rows.append(Row(name, size, what, median))
+    few = str(64 * 2**20)  # φ of fewer sessions than are asked for in turn
+    with (
+        serving(models, database_url, INNERLOOP_PHI_CACHE_BYTES=few) as service,
+        closing(Database(service.database_url)) as database,
+    ):
+        post(f"{service.url}/v1/sessions", task.as_json(1))
+        store = Store(database)
+        for size in sizes:
+            store.fill(size)
+            for what, median in medians(service.url, store, task.query_as_json()):
+                rows.append(Row(name, size, what, median))
     return rows
 
 
@@ -167,9 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with postgresql_server() as server, empty_schema(server) as url:
         rows += measure("postgresql", url, options.models, SIZES)
     Console().print(table(rows))
-    if options.json:
-        text = json.dumps({"rows": [asdict(row) for row in rows]})
-        options.json.write_text(text + "\n", encoding="utf-8")
+    write_json(options.json, {"rows": [asdict(row) for row in rows]})
     return 0
 
 

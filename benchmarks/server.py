@@ -41,8 +41,9 @@ from app.engine import ModelKey
 from app.engine.requests import Floats
 from app.registry import Registry
 from app.settings import Settings
-from benchmarks.adaptation import MODEL, draw_request, load, started
+from benchmarks.adaptation import MODEL, bundled, draw_request, load, started
 from benchmarks.adaptation import Request as EngineRequest
+from benchmarks.output import write_json
 from tests.postgresql import empty_schema, postgresql_server
 
 WAYS, SHOTS = 5, 1
@@ -179,6 +180,40 @@ def running(command: Sequence[str], url: str, **variables: str) -> Iterator[int]
             process.wait(60)
 
 
+@dataclass(frozen=True)
+class Service:
+    """An Innerloop that runs."""
+
+    port: int
+    process: int
+    database_url: str
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.port}"
+
+
+@contextmanager
+def serving(models: Path, database_url: str = "", **variables: str) -> Iterator[Service]:
+    """Innerloop with a data folder of its own, on SQLite in it unless `database_url` says more.
+
+    Raises:
+        Failed: as `running`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        port, database = free_port(), database_url or f"sqlite:///{folder}/innerloop.db"
+        settings = {
+            "INNERLOOP_PORT": f"{port}",
+            "INNERLOOP_DATA_DIR": folder,
+            "INNERLOOP_MODELS_DIR": str(models.absolute()),
+            "INNERLOOP_DATABASE_URL": database,
+        }
+        ready = f"http://127.0.0.1:{port}/health/ready"
+        with running(["app", "serve"], ready, **settings, **variables) as process:
+            yield Service(port, process, database)
+
+
 def _answers(url: str) -> bool:
     try:
         with urlopen(url, timeout=5):  # noqa: S310 - our own address
@@ -228,32 +263,22 @@ def measure_service(
     database: str, database_url: str, models: Path, device: str, task: Task, seconds: float
 ) -> list[Row]:
     """The service on one database."""
-    with tempfile.TemporaryDirectory() as folder:
-        port = free_port()
-        url = f"http://127.0.0.1:{port}"
-        settings = {
-            "INNERLOOP_PORT": f"{port}",
-            "INNERLOOP_DATA_DIR": folder,
-            "INNERLOOP_MODELS_DIR": str(models.absolute()),
-            "INNERLOOP_DATABASE_URL": database_url,
-            "INNERLOOP_DEVICE": device,
-        }
-        with running(["app", "serve"], f"{url}/health/ready", **settings):
-            paths = []
-            for _ in range(SESSIONS):
-                session = post(f"{url}/v1/sessions", task.as_json(1))
-                paths.append(f"/v1/sessions/{session['id']}/predictions")
-            calls = [
-                Call("session", ["/v1/sessions"], [task.as_json()]),
-                Call("session of tensors", ["/v1/sessions"], [task.as_tensors()], MEDIA_TYPE),
-                Call("prediction, one session", paths[:1], [task.query_as_json()]),
-                Call(f"prediction, {SESSIONS} sessions", paths, [task.query_as_json()]),
-            ]
-            return [
-                wrk(f"innerloop, {database}", url, call, level, seconds)
-                for call in calls
-                for level in CONCURRENCY
-            ]
+    with serving(models, database_url, INNERLOOP_DEVICE=device) as service:
+        paths = []
+        for _ in range(SESSIONS):
+            session = post(f"{service.url}/v1/sessions", task.as_json(1))
+            paths.append(f"/v1/sessions/{session['id']}/predictions")
+        calls = [
+            Call("session", ["/v1/sessions"], [task.as_json()]),
+            Call("session of tensors", ["/v1/sessions"], [task.as_tensors()], MEDIA_TYPE),
+            Call("prediction, one session", paths[:1], [task.query_as_json()]),
+            Call(f"prediction, {SESSIONS} sessions", paths, [task.query_as_json()]),
+        ]
+        return [
+            wrk(f"innerloop, {database}", service.url, call, level, seconds)
+            for call in calls
+            for level in CONCURRENCY
+        ]
 
 
 def measure_plain(models: Path, task: Task, seconds: float) -> list[Row]:
@@ -280,21 +305,17 @@ def measure_plain(models: Path, task: Task, seconds: float) -> list[Row]:
 
 def task_of(models: Path) -> Task:
     """A task for the bundled model."""
-    registry = Registry(models)
-    model = registry.load(MODEL, max(registry.versions(MODEL)))
-    return Task.of(draw_request(model, WAYS, SHOTS, seed=0))
+    return Task.of(draw_request(bundled(models), WAYS, SHOTS, seed=0))
 
 
 def measure(models: Path, device: str, seconds: float) -> list[Row]:
     """Runs everything; see the module."""
-    registry = Registry(models)
-    version = max(registry.versions(MODEL))
-    model = registry.load(MODEL, version)
+    model = bundled(models)
     request = draw_request(model, WAYS, SHOTS, seed=0)
     task = Task.of(request)
     rows = measure_plain(models, task, seconds)
-    steps, key = model.card.steps, ModelKey(MODEL, version)
-    engine = started(registry, Settings(device=device, models_dir=models))
+    steps, key = model.card.steps, ModelKey(MODEL, model.card.version)
+    engine = started(Registry(models), Settings(device=device, models_dir=models))
     try:
         for level in CONCURRENCY:
             per_s, latencies = load(engine, key, [request], steps, level, seconds)
@@ -360,9 +381,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Console().print(table(rows))
     for name, ratio in ratios(rows).items():
         Console().print(f"{name}: {ratio:.2f}")
-    if options.json:
-        text = json.dumps({"ratios": ratios(rows), "rows": [asdict(row) for row in rows]})
-        options.json.write_text(text + "\n", encoding="utf-8")
+    write_json(options.json, {"ratios": ratios(rows), "rows": [asdict(row) for row in rows]})
     return 0
 
 

@@ -10,9 +10,9 @@ the slope of a line through the readings of the second half. Fails on an answer 
 
 import argparse
 import json
+import os
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.server import JSON, Failed, free_port, picture_input, running
+from benchmarks.output import write_json
+from benchmarks.server import JSON, Failed, picture_input, serving
 
 CALLERS = 8
 EVERY_SECONDS = 5.0
@@ -110,7 +111,7 @@ class Caller:
 def resident_bytes(process: int) -> int:
     """Memory of a process that is in RAM, as Linux counts it."""
     pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    return pages * 4096
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def measure(models: Path, minutes: float) -> tuple[list[tuple[float, float]], int]:
@@ -119,28 +120,19 @@ def measure(models: Path, minutes: float) -> tuple[list[tuple[float, float]], in
     Raises:
         Failed: an answer was not what it should be.
     """
-    port = free_port()
     readings: list[tuple[float, float]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        settings = {
-            "INNERLOOP_PORT": f"{port}",
-            "INNERLOOP_DATA_DIR": folder,
-            "INNERLOOP_MODELS_DIR": str(models.absolute()),
-            "INNERLOOP_PHI_CACHE_BYTES": str(100 * MEBIBYTE),
-        }
-        url = f"http://127.0.0.1:{port}/health/ready"
-        with running(["app", "serve"], url, **settings) as process:
-            callers = [Caller(port, seed) for seed in range(CALLERS)]
-            began = time.monotonic()
-            until = began + 60 * minutes
-            with ThreadPoolExecutor(CALLERS) as pool:
-                runs = [pool.submit(caller.run, until) for caller in callers]
-                while time.monotonic() < until and not any(run.done() for run in runs):
-                    time.sleep(EVERY_SECONDS)
-                    mebibytes = resident_bytes(process) / MEBIBYTE
-                    readings.append((time.monotonic() - began, mebibytes))
-                for run in runs:
-                    run.result()
+    with serving(models, INNERLOOP_PHI_CACHE_BYTES=str(100 * MEBIBYTE)) as service:
+        callers = [Caller(service.port, seed) for seed in range(CALLERS)]
+        began = time.monotonic()
+        until = began + 60 * minutes
+        with ThreadPoolExecutor(CALLERS) as pool:
+            runs = [pool.submit(caller.run, until) for caller in callers]
+            while time.monotonic() < until and not any(run.done() for run in runs):
+                time.sleep(EVERY_SECONDS)
+                mebibytes = resident_bytes(service.process) / MEBIBYTE
+                readings.append((time.monotonic() - began, mebibytes))
+            for run in runs:
+                run.result()
     return readings, sum(caller.answered for caller in callers)
 
 
@@ -166,9 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for seconds, mebibytes in readings[:: max(1, len(readings) // 20)]:
         print(f"{seconds:5.0f} s {mebibytes:7.1f} MiB")
     print(f"growth in the second half: {growth(readings):+.2f} MiB a minute")
-    if options.json:
-        text = json.dumps({"requests": answered, "readings": readings})
-        options.json.write_text(text + "\n", encoding="utf-8")
+    write_json(options.json, {"requests": answered, "readings": readings})
     return 0
 
 

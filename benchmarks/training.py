@@ -15,7 +15,6 @@ which is the same for all; our score, which the peers do not compute, is not.
 """
 
 import argparse
-import json
 import math
 import os
 import statistics
@@ -41,6 +40,7 @@ from app.registry import InputSpec
 from app.registry.registry import build_learner
 from app.training.recipe import Stage
 from app.training.state import RATE, State, meta_gradient
+from benchmarks.output import write_json
 from benchmarks.peers import PEERS, Iteration, Peer, PlainNet, PlainTask, Problem
 
 OURS = "ours"
@@ -279,14 +279,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print(str(error), markup=False)
         return 1
     screen.print(table(rows))
-    if options.json:
-        result = {
-            "device": device_name(device),
-            "torch": torch.__version__,
-            "versions": versions,
-            "rows": [asdict(row) for row in rows],
-        }
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result = {
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "versions": versions,
+        "rows": [asdict(row) for row in rows],
+    }
+    write_json(options.json, result)
     return 0
 
 
