@@ -19,7 +19,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,6 +84,10 @@ class Request:
     query: Floats
 
 
+Contender = Callable[[Request], torch.Tensor]
+"""A peer on the device: the probabilities (Q, N) of a request."""
+
+
 def bundled(folder: Path) -> LoadedModel:
     """The newest version of the bundled model."""
     registry = Registry(folder)
@@ -123,7 +127,11 @@ def serving_of(model: LoadedModel, ways: int, shots: int) -> Serving:
 
 
 def compare(
-    engine: Engine, key: ModelKey, requests: Sequence[Request], steps: int, peers: dict[str, Answer]
+    engine: Engine,
+    key: ModelKey,
+    requests: Sequence[Request],
+    steps: int,
+    peers: Mapping[str, Contender],
 ) -> float:
     """The largest difference of a peer's probability from the engine's.
 
@@ -136,7 +144,7 @@ def compare(
         answers = adapted.result().answers
         assert answers is not None
         for name, peer in peers.items():
-            theirs = peer(plain(request)).numpy()
+            theirs = peer(request).numpy()
             difference = float(np.abs(theirs - answers.probabilities).max())
             if not difference <= TOLERANCE:
                 raise Disagreement(f"{name} differs from the engine by {difference:.1e}")
@@ -144,12 +152,19 @@ def compare(
     return largest
 
 
-def plain(request: Request) -> PlainRequest:
-    """The same for a peer."""
-    support = request.support
-    return PlainRequest(
-        *(torch.from_numpy(array) for array in (support.inputs, support.labels, request.query))
-    )
+def contenders(serving: Serving, device: torch.device) -> dict[str, Contender]:
+    """The peers on a device; like the engine they are given arrays, and their answers come back."""
+
+    def answering(answer: Answer) -> Contender:
+        def contender(request: Request) -> torch.Tensor:
+            support = request.support
+            arrays = support.inputs, support.labels, request.query
+            return answer(PlainRequest(*(torch.from_numpy(a).to(device) for a in arrays))).cpu()
+
+        return contender
+
+    serving.classifier.to(device)
+    return {name: answering(peer(serving)) for name, peer in PEERS.items()}
 
 
 def load(
@@ -198,16 +213,15 @@ def rate(work: Callable[[], object], seconds: float) -> float:
 
 
 def best_rates(
-    peers: dict[str, Answer], request: Request, seconds: float, threads: Sequence[int]
+    peers: Mapping[str, Contender], request: Request, seconds: float, threads: Sequence[int]
 ) -> dict[str, tuple[float, int]]:
     """Each peer's rate at its best number of threads, and that number."""
     before, best = torch.get_num_threads(), dict.fromkeys(peers, (0.0, 0))
-    given = plain(request)
     try:
         for number in threads:
             torch.set_num_threads(number)
             for name, peer in peers.items():
-                found = rate(lambda peer=peer: peer(given), seconds), number  # type: ignore[misc]
+                found = rate(lambda peer=peer: peer(request), seconds), number  # type: ignore[misc]
                 best[name] = max(best[name], found)
     finally:
         torch.set_num_threads(before)
@@ -254,7 +268,7 @@ def measure(
         with one_thread():
             model = bundled(folder)
             serving = serving_of(model, ways, shots)
-            peers = {name: peer(serving) for name, peer in PEERS.items()} if with_peers else {}
+            peers = contenders(serving, device) if with_peers else {}
         steps = model.card.steps
         requests = [draw_request(model, ways, shots, seed) for seed in range(16)]
         settings = Settings(device=str(device), models_dir=folder, queue_limit=2 * max(levels))

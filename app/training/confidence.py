@@ -184,7 +184,7 @@ def _answer(
         return heads.logits(phi, queries[: ways * shape.queries]), terms, size
 
     numbers = 2 * ways * (shots + shape.queries) * math.prod(pool.input_shape)
-    at_once = max(1, COMPUTED_AT_ONCE_NUMBERS // numbers)
+    at_once = max(1, COMPUTED_AT_ONCE_NUMBERS["cpu"] // numbers)
     found: list[tuple[Tensor, ...]] = []
     with torch.no_grad():
         for first in range(0, tasks, at_once):

@@ -1,12 +1,13 @@
 """How well θ does on tasks it has not seen, by step, beside the nearest class mean."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
 from app.data.distributions import Distribution
 from app.data.pools import TaskShape
@@ -19,7 +20,7 @@ from app.learning.tasks import Examples, Task
 
 DRAWN_AT_ONCE_NUMBERS = 2000 * 28 * 28
 """Numbers of all inputs drawn at once. Changing it changes the tasks that a seed draws."""
-COMPUTED_AT_ONCE_NUMBERS = 400 * 28 * 28
+COMPUTED_AT_ONCE_NUMBERS = {"cpu": 400 * 28 * 28, "cuda": 40_000 * 28 * 28}
 """The same of one batched computation: enough for it to pay, few enough for the CPU's cache."""
 
 
@@ -82,7 +83,7 @@ def evaluate(
         ways * (shots + queries) * math.prod(source.sample(shape, 1, [0]).query.inputs.shape[2:])
     )
     drawn_at_once = max(1, DRAWN_AT_ONCE_NUMBERS // numbers)
-    computed_at_once = max(1, COMPUTED_AT_ONCE_NUMBERS // numbers)
+    computed_at_once = max(1, COMPUTED_AT_ONCE_NUMBERS[device.type] // numbers)
     classes = not isinstance(learner.head, LinearHead)
 
     def by_step(task: Task) -> Tensor:
@@ -95,14 +96,18 @@ def evaluate(
         )
 
     adapted, baseline, done = [], [], 0
+    drawn: list[Task] = []
     with torch.no_grad():
         while done < tasks:
             count = min(drawn_at_once, tasks - done)
-            batch = to_device(source.sample(shape, count, [seed, done]), device)
-            adapted.append(vmap(by_step, chunk_size=computed_at_once)(batch).double().cpu())
-            if classes:
-                baseline.append(vmap(nearest, chunk_size=computed_at_once)(batch).double().cpu())
+            drawn.append(source.sample(shape, count, [seed, done]))
             done += count
+            if done == tasks or sum(len(task.classes) for task in drawn) >= computed_at_once:
+                batch, drawn = to_device(_joined(drawn), device), []
+                adapted.append(vmap(by_step, chunk_size=computed_at_once)(batch).double().cpu())
+                if classes:
+                    near = vmap(nearest, chunk_size=computed_at_once)(batch)
+                    baseline.append(near.double().cpu())
             progress(done)
     scores = torch.cat(adapted) * (100 if classes else 1)  # (tasks, steps + 1)
     mean, interval = _mean_and_interval(scores[:, -1])
@@ -118,6 +123,12 @@ def _mean_and_interval(scores: Tensor) -> tuple[float, tuple[float, float]]:
     mean = scores.mean().item()
     margin = 1.96 * scores.std().item() / math.sqrt(len(scores))
     return mean, (mean - margin, mean + margin)
+
+
+def _joined(batches: Sequence[Task]) -> Task:
+    """Batches of tasks of one shape as one."""
+    joined: Task = tree_map(lambda *tensors: torch.cat(tensors), *batches)
+    return joined
 
 
 def to_device(task: Task, device: torch.device) -> Task:

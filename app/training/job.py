@@ -4,6 +4,9 @@ import json
 import resource
 import sys
 import time
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -18,6 +21,7 @@ from app.learning.learner import Learner
 from app.learning.networks import network_arguments
 from app.learning.outcome import Outcome
 from app.learning.own_network import is_own
+from app.learning.tasks import Examples, Task
 from app.registry.card import InputSpec
 from app.registry.registry import Registry, build_learner
 from app.training.checkpoint import restore_checkpoint, save_checkpoint
@@ -37,6 +41,8 @@ from app.training.state import (
 )
 
 ALONE = World()
+DRAWERS = 4
+"""Threads that draw meta-batches ahead of a GPU."""
 SMOOTHING = 0.98
 """Decay of the running means that are shown: about the last fifty meta-iterations."""
 
@@ -216,11 +222,12 @@ def _meta_train(job: Job, state: State, validated: int) -> None:
     """Runs the iterations that are left; the log holds validations up to `validated`."""
     recipe, leads = job.recipe, job.world.leads
     began = time.monotonic() - state.wall_seconds
+    batches = _drawn(job, state.iteration)
     try:
         if leads and state.iteration % recipe.validation.every == 0 and state.iteration > validated:
             _validate(job, state)  # the run ended between checkpoint and log
-        while state.iteration < recipe.iterations:
-            outcome = _gradient(job, state)
+        for batch in batches:
+            outcome = _gradient(job, state, batch)
             with interrupts_held():
                 outer_step(recipe, state)
                 state.wall_seconds = time.monotonic() - began
@@ -235,29 +242,58 @@ def _meta_train(job: Job, state: State, validated: int) -> None:
     except KeyboardInterrupt:
         _keep(job, state)
         raise
+    finally:
+        batches.close()
     _keep(job, state)
 
 
-def _gradient(job: Job, state: State) -> Outcome:
-    """Draws this process's part of a meta-batch and sets `grad` to that of the whole."""
+def _gradient(job: Job, state: State, batch: Task | Examples) -> Outcome:
+    """Sets `grad` to that of the whole meta-batch, of which `batch` is this process's part."""
     stage, done = job.recipe.stage_at(state.iteration)
-    seed = (job.recipe.seed, TRAIN_STREAM, state.iteration)
-    source, augmentation = job.source.parts["train"], job.recipe.augmentation(stage)
     if isinstance(stage, PretrainingStage):
-        assert isinstance(source, Pool)  # by the recipe's rules
-        part = job.world.part(stage.pictures)
-        examples = source.sample_pictures(stage.pictures, seed, augmentation, part)
+        assert isinstance(batch, Examples)
         outcome = pretraining_gradient(
-            job.learner, state, examples_to_device(examples, job.device), total=stage.pictures
+            job.learner, state, examples_to_device(batch, job.device), total=stage.pictures
         )
     else:
-        part = job.world.part(stage.tasks)
-        tasks = source.sample(stage.shape(), stage.tasks, seed, augmentation, part)
-        tasks = to_device(tasks, job.device)
+        assert isinstance(batch, Task)
+        tasks = to_device(batch, job.device)
         outcome = meta_gradient(job.learner, state, stage, tasks, total=stage.tasks, done=done)
     gradients = [value.grad for value in state.parameters.values() if value.grad is not None]
     job.world.add_up([*gradients, *outcome])
     return outcome
+
+
+def _draw(job: Job, iteration: int) -> Task | Examples:
+    """This process's part of the meta-batch of an iteration."""
+    stage, _ = job.recipe.stage_at(iteration)
+    seed = (job.recipe.seed, TRAIN_STREAM, iteration)
+    source, augmentation = job.source.parts["train"], job.recipe.augmentation(stage)
+    if isinstance(stage, PretrainingStage):
+        assert isinstance(source, Pool)  # by the recipe's rules
+        part = job.world.part(stage.pictures)
+        return source.sample_pictures(stage.pictures, seed, augmentation, part)
+    part = job.world.part(stage.tasks)
+    return source.sample(stage.shape(), stage.tasks, seed, augmentation, part)
+
+
+def _drawn(job: Job, first: int) -> Generator[Task | Examples, None, None]:
+    """The meta-batches from an iteration on; beside a GPU the next ones are drawn meanwhile."""
+    iterations = range(first, job.recipe.iterations)
+    if job.device.type == "cpu":
+        yield from (_draw(job, iteration) for iteration in iterations)
+        return
+    drawers = ThreadPoolExecutor(DRAWERS)
+    try:
+        waiting: deque[Future[Task | Examples]] = deque()
+        for iteration in iterations:
+            waiting.append(drawers.submit(_draw, job, iteration))
+            if len(waiting) > DRAWERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        drawers.shutdown(cancel_futures=True)
 
 
 def peak_memory(device: torch.device) -> int:

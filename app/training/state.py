@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from app.learning.pretraining import pretrain_on_classes, pretrain_on_tasks
 from app.learning.reptile import reptile
 from app.learning.tasks import Examples, Task
 from app.training.recipe import PretrainingStage, Recipe, Stage
+from app.training.recordings import Recordings
 
 Objective = Callable[[Learner, Mapping[str, Tensor], Alpha, Task, int], Outcome]
 OBJECTIVES: dict[str, Objective] = {
@@ -54,6 +55,8 @@ class State:
     """Running mean over the meta-iterations, None before the first."""
     score: float | None = None
     """The same of the score: accuracy in [0, 1], or mean squared error."""
+    recordings: Recordings = field(default_factory=Recordings)
+    """Of the gradients for these very tensors."""
 
     @property
     def theta(self) -> Params:
@@ -135,16 +138,14 @@ def meta_gradient(
     Returns:
         Loss and score, sums over the tasks divided by `total`.
     """
-    count = len(tasks.classes)
-    total = total or count
-    at_once = stage.tasks_at_once or count
-    state.optimizer.zero_grad()
-    loss = score = torch.zeros((), device=tasks.classes.device)
-    for first in range(0, count, at_once):
-        chunk = tree_map(lambda tensor, at=first: tensor[at : at + at_once], tasks)
-        outcome = _add_gradient(learner, state, stage, chunk, total, done)
-        loss, score = loss + outcome.loss, score + outcome.score
-    return Outcome(loss, score)
+    total = total or len(tasks.classes)
+    inputs = tasks, step_weights(stage.steps, done).to(tasks.classes.device)
+
+    def compute(inputs: tuple[Task, Tensor]) -> tuple[list[Tensor | None], Outcome]:
+        return _in_chunks(learner, state, stage, *inputs, total)
+
+    what = (stage.algorithm, stage.steps, stage.tasks_at_once, total)
+    return _set_gradients(state, state.recordings.run(what, compute, inputs))
 
 
 def pretraining_gradient(
@@ -152,10 +153,13 @@ def pretraining_gradient(
 ) -> Outcome:
     """The same for pictures (M, ...) labelled by class, with a classifier of all classes."""
     share = len(examples.labels) / (total or len(examples.labels))
-    state.optimizer.zero_grad()
-    result = pretrain_on_classes(learner, state.theta, state.parameters[CLASSIFIER], examples)
-    (result.loss * share).backward()  # type: ignore[no-untyped-call]
-    return Outcome(*(value.detach() * share for value in result))
+
+    def compute(examples: Examples) -> tuple[list[Tensor | None], Outcome]:
+        result = pretrain_on_classes(learner, state.theta, state.parameters[CLASSIFIER], examples)
+        gradients = _gradients(state, result.loss * share)
+        return gradients, Outcome(*(value.detach() * share for value in result))
+
+    return _set_gradients(state, state.recordings.run("pretraining", compute, examples))
 
 
 def outer_step(recipe: Recipe, state: State) -> None:
@@ -182,26 +186,56 @@ def outer_step(recipe: Recipe, state: State) -> None:
     state.iteration += 1
 
 
-def _add_gradient(
-    learner: Learner, state: State, stage: Stage, tasks: Task, total: int, done: float
-) -> Outcome:
+def _in_chunks(
+    learner: Learner, state: State, stage: Stage, tasks: Task, weights: Tensor, total: int
+) -> tuple[list[Tensor | None], Outcome]:
+    """The gradients of all parameters, and the outcome."""
+    count = len(tasks.classes)
+    at_once = stage.tasks_at_once or count
+    gradients: list[Tensor | None] = [None] * len(state.parameters)
+    loss = score = torch.zeros((), device=tasks.classes.device)
+    for first in range(0, count, at_once):
+        chunk = tree_map(lambda tensor, at=first: tensor[at : at + at_once], tasks)
+        more, outcome = _of_chunk(learner, state, stage, chunk, weights, total)
+        gradients = [_sum(one, other) for one, other in zip(gradients, more, strict=True)]
+        loss, score = loss + outcome.loss, score + outcome.score
+    return gradients, Outcome(loss, score)
+
+
+def _of_chunk(
+    learner: Learner, state: State, stage: Stage, tasks: Task, weights: Tensor, total: int
+) -> tuple[list[Tensor | None], Outcome]:
+    """The same of tasks that are one batched computation."""
     theta, alpha, steps = state.theta, state.alpha, stage.steps
     if stage.algorithm == "reptile":
         with torch.no_grad():
-            gradients, outcomes = vmap(lambda task: reptile(learner, theta, alpha, task, steps))(
-                tasks
-            )
-            for name, value in theta.items():
-                gradient = gradients[name].sum(0) / total
-                value.grad = gradient if value.grad is None else value.grad + gradient
-        return Outcome(*(value.sum() / total for value in outcomes))
+            moves, outcomes = vmap(lambda task: reptile(learner, theta, alpha, task, steps))(tasks)
+        gradients = [
+            moves[name].sum(0) / total if name in moves else None for name in state.parameters
+        ]
+        return gradients, Outcome(*(value.sum() / total for value in outcomes))
     if stage.algorithm == "multi-step-maml":
-        weights = step_weights(steps, done).to(tasks.classes.device)
         outcomes = vmap(lambda task: multi_step_maml(learner, theta, alpha, task, steps, weights))(
             tasks
         )
     else:
         objective = OBJECTIVES[stage.algorithm]
         outcomes = vmap(lambda task: objective(learner, theta, alpha, task, steps))(tasks)
-    (outcomes.loss.sum() / total).backward()  # type: ignore[no-untyped-call]
-    return Outcome(*(value.detach().sum() / total for value in outcomes))
+    gradients = _gradients(state, outcomes.loss.sum() / total)
+    return gradients, Outcome(*(value.detach().sum() / total for value in outcomes))
+
+
+def _gradients(state: State, loss: Tensor) -> list[Tensor | None]:
+    """The loss's gradients for all parameters, None for what it does not depend on."""
+    return list(torch.autograd.grad(loss, list(state.parameters.values()), allow_unused=True))
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return one if other is None else other if one is None else one + other
+
+
+def _set_gradients(state: State, computed: tuple[list[Tensor | None], Outcome]) -> Outcome:
+    gradients, outcome = computed
+    for parameter, gradient in zip(state.parameters.values(), gradients, strict=True):
+        parameter.grad = gradient
+    return outcome

@@ -1,0 +1,71 @@
+"""Gradients on a GPU, recorded once as CUDA graphs and replayed.
+
+A meta-gradient is some thousand small kernels. Launched one by one from Python they keep the GPU
+waiting most of the time; a recording is launched as one (CUDA C++ Programming Guide, "CUDA
+Graphs").
+"""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+MOST = 512
+"""Most recordings. A recipe of ragged tasks has a shape for every number of classes and shots."""
+
+Compute = Callable[..., Any]
+"""A function of a tree of tensors to a tree of tensors; what else it reads must stay where it is in
+memory."""
+
+
+class Recordings:
+    """The recordings of one run, by what they compute and the shapes of their inputs."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[Hashable, _Recording] = {}
+        self._pool: Any = None
+
+    def run(self, what: Hashable, compute: Compute, inputs: Any) -> Any:
+        """What `compute` returns for the inputs; on a GPU the tensors hold it until the next run.
+
+        Args:
+            what: names the computation; the same name must always mean the same.
+            compute: the computation, of the inputs as its one argument.
+            inputs: a tree of tensors on one device.
+        """
+        leaves = tree_leaves(inputs)
+        if leaves[0].device.type != "cuda":
+            return compute(inputs)
+        key = (what, *((leaf.shape, leaf.dtype) for leaf in leaves))
+        recording = self._by_key.get(key)
+        if recording is None:
+            if len(self._by_key) >= MOST:
+                return compute(inputs)
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            recording = self._by_key[key] = _Recording(compute, inputs, self._pool)
+        return recording.replay(inputs)
+
+
+class _Recording:
+    """One computation on inputs of one shape."""
+
+    def __init__(self, compute: Compute, inputs: Any, pool: Any):
+        self._inputs = tree_map(torch.clone, inputs)
+        # Libraries set themselves up in their first call, which must not be recorded.
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            compute(self._inputs)
+        torch.cuda.current_stream().wait_stream(aside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool):
+            self._results = compute(self._inputs)
+
+    def replay(self, inputs: Any) -> Any:
+        """The results of the inputs, in tensors that the next replay overwrites."""
+        for ours, theirs in zip(tree_leaves(self._inputs), tree_leaves(inputs), strict=True):
+            ours.copy_(theirs)
+        self._graph.replay()
+        return self._results
