@@ -30,7 +30,14 @@ def convolve(inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 
     """
     patches = _unfold(inputs, stride)
     matrix = weight.permute(2, 3, 1, 0).flatten(0, 2)  # (9 C, O)
-    outputs = (patches.flatten(0, 2) @ matrix).reshape(*patches.shape[:3], -1)
+    positions = patches.shape[1] * patches.shape[2]
+    if patches.device.type == "cuda" and positions >= matrix.shape[1]:
+        # A product for each picture: the gradient of the weights is then a sum of many products
+        # over one picture's positions, not one over all of them, which leaves a GPU idle.
+        outputs = patches.flatten(1, 2) @ matrix.expand(len(patches), -1, -1)
+    else:
+        outputs = patches.flatten(0, 2) @ matrix
+    outputs = outputs.reshape(*patches.shape[:3], -1)
     return outputs if bias is None else outputs + bias
 
 

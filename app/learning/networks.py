@@ -30,9 +30,10 @@ class ConvNet(nn.Module):
     block's activations or, where `readout` is "mean", their means over the positions, normalised
     over the example where `feature_norm` is set.
 
-    In training mode strided convolutions are computed as `app.learning.convolution` does, which is
-    faster for many tasks and in the second derivative; in evaluation mode, which serves requests,
-    by the library, which answers a lone task sooner. Both give the same numbers to rounding.
+    In training mode convolutions are computed as `app.learning.convolution` does, which is faster
+    for many tasks and in the second derivative, on the CPU only where they are strided. In
+    evaluation mode, which serves requests, they are computed by the library, which answers a lone
+    task sooner. Both give the same numbers to rounding.
 
     Input (M, C, H, W), output (M, features).
     """
@@ -93,7 +94,7 @@ class ConvNet(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Features of each input."""
-        unfolded = self.strided and self.training
+        unfolded = self.training and (self.strided or inputs.device.type == "cuda")
         hidden = self._unfolded(inputs) if unfolded else self._plain(inputs)
         features = hidden.mean((2, 3)) if self.readout == "mean" else hidden.flatten(1)
         return F.layer_norm(features, features.shape[1:]) if self.feature_norm else features
@@ -108,8 +109,10 @@ class ConvNet(nn.Module):
     def _unfolded(self, hidden: Tensor) -> Tensor:
         hidden = hidden.movedim(1, 3)  # (M, H, W, C)
         for conv, norm, stride in zip(self.convs, self.norms, self.strides, strict=True):
-            hidden = convolve(hidden, conv.weight, conv.bias, stride)
+            hidden = convolve(hidden, conv.weight, conv.bias, stride if self.strided else 1)
             hidden = F.relu(normalise_last(hidden, norm))
+            if not self.strided and stride > 1:
+                hidden = F.max_pool2d(hidden.movedim(3, 1), stride).movedim(1, 3)
         return hidden.movedim(3, 1)
 
 
