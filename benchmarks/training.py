@@ -5,8 +5,9 @@
 
 Every contender computes the same thing: the gradient for θ, to second order, of the mean query loss
 of a meta-batch, on the same network, θ, tasks, α and number of inner steps. Before anything is
-timed the gradients are compared, in float32, and the run fails where they differ by more than 1e-4
-of their norm. Inputs are random: what is computed does not depend on what is in the pictures.
+timed the gradients are compared, and the run fails where they differ by more than 1e-4 of their
+norm: in float64, for in float32 a GPU's own gradient, computed twice, can differ by more. Inputs
+are random: what is computed does not depend on what is in the pictures.
 
 On a CPU each contender runs with several numbers of threads and is represented by the best. All
 contenders, at all numbers of threads, take turns, so that whatever else slows the machine down for
@@ -153,8 +154,10 @@ def measure(
     Raises:
         Disagreement: a meta-gradient differs from ours.
     """
+    difference = compare_gradients(
+        workload, build_contenders(workload, device, peers, torch.float64)
+    )
     contenders = build_contenders(workload, device, peers)
-    difference = compare_gradients(workload, contenders)
     rates = time_in_turns(contenders, device, repetitions, threads)
     best = {name: max((rates[name, number], number) for number in threads) for name in contenders}
     ours_per_s, ours_threads = best.pop(OURS)
@@ -174,7 +177,10 @@ def measure(
 
 
 def build_contenders(
-    workload: Workload, device: torch.device, peers: Mapping[str, Peer]
+    workload: Workload,
+    device: torch.device,
+    peers: Mapping[str, Peer],
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Contender]:
     """Ours and the peers, on one θ and one meta-batch."""
     spec = InputSpec(kind="image", shape=workload.shape)
@@ -188,15 +194,15 @@ def build_contenders(
         "feature_norm": False,
     }
     learner = build_learner(spec, network, f"fixed-{workload.ways}")
-    theta = {name: value.to(device) for name, value in learner.initial(SEED).items()}
-    tasks = draw_tasks(workload, device)
+    theta = {name: value.to(device, dtype) for name, value in learner.initial(SEED).items()}
+    tasks = draw_tasks(workload, device, dtype)
     contenders = {OURS: _ours(workload, learner, theta, tasks)}
     for name, peer in peers.items():
         contenders[name] = _peer(peer, workload, theta, tasks)
     return contenders
 
 
-def draw_tasks(workload: Workload, device: torch.device) -> Task:
+def draw_tasks(workload: Workload, device: torch.device, dtype: torch.dtype) -> Task:
     """A meta-batch of random pictures."""
     generator = torch.Generator().manual_seed(SEED)
 
@@ -205,7 +211,7 @@ def draw_tasks(workload: Workload, device: torch.device) -> Task:
         inputs = torch.rand(workload.tasks, count, *workload.shape, generator=generator)
         labels = torch.arange(workload.ways).repeat_interleave(each).repeat(workload.tasks, 1)
         mask = torch.ones(workload.tasks, count, dtype=torch.bool)
-        return Examples(inputs.to(device), labels.to(device), mask.to(device))
+        return Examples(inputs.to(device, dtype), labels.to(device), mask.to(device))
 
     classes = torch.ones(workload.tasks, workload.ways, dtype=torch.bool, device=device)
     return Task(draw(workload.shots), draw(workload.queries), classes)
@@ -328,7 +334,7 @@ def _ours(
 ) -> Contender:
     rates = initial_rates(theta, {name: [workload.alpha] for name in theta}, "step")
     parameters = {name: value.clone() for name, value in theta.items()}
-    parameters |= {RATE + name: value.to(tasks.classes.device) for name, value in rates.items()}
+    parameters |= {RATE + name: value.to(tasks.support.inputs) for name, value in rates.items()}
     for value in parameters.values():
         value.requires_grad_()
     state = State(parameters, torch.optim.Adam(parameters.values()), "step")
@@ -360,7 +366,7 @@ def _peer(peer: Peer, workload: Workload, theta: Mapping[str, Tensor], tasks: Ta
         mean=not workload.pool,
     )
     network.load_state_dict({name.removeprefix(NETWORK): value for name, value in theta.items()})
-    network.to(tasks.classes.device)
+    network.to(tasks.support.inputs)
     parameters = {
         name if name.startswith(HEAD) else NETWORK + name: parameter
         for name, parameter in network.named_parameters()
