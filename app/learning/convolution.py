@@ -31,19 +31,28 @@ def convolve(inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 
     patches = _unfold(inputs, stride)
     matrix = weight.permute(2, 3, 1, 0).flatten(0, 2)  # (9 C, O)
     positions = patches.shape[1] * patches.shape[2]
-    if patches.device.type == "cuda" and positions >= matrix.shape[1]:
-        # A product for each picture: the gradient of the weights is then a sum of many products
-        # over one picture's positions, not one over all of them, which leaves a GPU idle.
-        outputs = patches.flatten(1, 2) @ matrix.expand(len(patches), -1, -1)
-    else:
-        outputs = patches.flatten(0, 2) @ matrix
-    outputs = outputs.reshape(*patches.shape[:3], -1)
+    by_picture = patches.device.type == "cuda" and positions >= matrix.shape[1]
+    outputs = _product(patches, matrix, by_picture=by_picture)
     return outputs if bias is None else outputs + bias
 
 
 def strided(length: int, stride: int) -> int:
     """The length of a side after a convolution with a border of one."""
     return (length - 1) // stride + 1
+
+
+def _product(patches: Tensor, matrix: Tensor, *, by_picture: bool) -> Tensor:
+    """Patches (M, H, W, K) times a matrix (K, O).
+
+    By picture the gradient of the matrix is a sum of M products over the H W positions of one
+    picture, not one product over all M H W: with so few numbers in the result, that one would leave
+    most of a GPU idle.
+    """
+    if by_picture:
+        outputs = patches.flatten(1, 2) @ matrix.expand(len(patches), -1, -1)
+    else:
+        outputs = patches.flatten(0, 2) @ matrix
+    return outputs.reshape(*patches.shape[:3], -1)
 
 
 class _Unfold(Function):

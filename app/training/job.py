@@ -4,9 +4,6 @@ import json
 import resource
 import sys
 import time
-from collections import deque
-from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -26,11 +23,12 @@ from app.registry.card import InputSpec
 from app.registry.registry import Registry, build_learner
 from app.training.checkpoint import restore_checkpoint, save_checkpoint
 from app.training.distributed import World
+from app.training.draws import drawn
 from app.training.evaluate import Evaluation, evaluate, examples_to_device, to_device
 from app.training.interrupts import interrupts_held
 from app.training.publish import publish
 from app.training.recipe import Measure, PretrainingStage, Recipe
-from app.training.run import LOG, TRAIN_STREAM, VALIDATION_STREAM, Job, Reporter
+from app.training.run import LOG, VALIDATION_STREAM, Job, Reporter
 from app.training.sources import load_data
 from app.training.state import (
     State,
@@ -41,8 +39,6 @@ from app.training.state import (
 )
 
 ALONE = World()
-DRAWERS = 4
-"""Threads that draw meta-batches ahead of a GPU."""
 SMOOTHING = 0.98
 """Decay of the running means that are shown: about the last fifty meta-iterations."""
 
@@ -222,7 +218,7 @@ def _meta_train(job: Job, state: State, validated: int) -> None:
     """Runs the iterations that are left; the log holds validations up to `validated`."""
     recipe, leads = job.recipe, job.world.leads
     began = time.monotonic() - state.wall_seconds
-    batches = _drawn(job, state.iteration)
+    batches = drawn(job, state.iteration)
     try:
         if leads and state.iteration % recipe.validation.every == 0 and state.iteration > validated:
             _validate(job, state)  # the run ended between checkpoint and log
@@ -262,38 +258,6 @@ def _gradient(job: Job, state: State, batch: Task | Examples) -> Outcome:
     gradients = [value.grad for value in state.parameters.values() if value.grad is not None]
     job.world.add_up([*gradients, *outcome])
     return outcome
-
-
-def _draw(job: Job, iteration: int) -> Task | Examples:
-    """This process's part of the meta-batch of an iteration."""
-    stage, _ = job.recipe.stage_at(iteration)
-    seed = (job.recipe.seed, TRAIN_STREAM, iteration)
-    source, augmentation = job.source.parts["train"], job.recipe.augmentation(stage)
-    if isinstance(stage, PretrainingStage):
-        assert isinstance(source, Pool)  # by the recipe's rules
-        part = job.world.part(stage.pictures)
-        return source.sample_pictures(stage.pictures, seed, augmentation, part)
-    part = job.world.part(stage.tasks)
-    return source.sample(stage.shape(), stage.tasks, seed, augmentation, part)
-
-
-def _drawn(job: Job, first: int) -> Generator[Task | Examples, None, None]:
-    """The meta-batches from an iteration on; beside a GPU the next ones are drawn meanwhile."""
-    iterations = range(first, job.recipe.iterations)
-    if job.device.type == "cpu":
-        yield from (_draw(job, iteration) for iteration in iterations)
-        return
-    drawers = ThreadPoolExecutor(DRAWERS)
-    try:
-        waiting: deque[Future[Task | Examples]] = deque()
-        for iteration in iterations:
-            waiting.append(drawers.submit(_draw, job, iteration))
-            if len(waiting) > DRAWERS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        drawers.shutdown(cancel_futures=True)
 
 
 def peak_memory(device: torch.device) -> int:

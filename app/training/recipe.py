@@ -77,6 +77,9 @@ class PretrainingStage(Part):
     """Pictures in a batch."""
     learning_rate: float = Field(gt=0)
     final_learning_rate: float = Field(0.0, ge=0)
+    cosine_iterations: int | None = Field(None, ge=1)
+    """Iterations in which the learning rate falls, where the stage ends before it has; None: its
+    own."""
 
 
 class Stage(Part):
@@ -98,6 +101,9 @@ class Stage(Part):
     """Most tasks of one batched computation, which bounds the memory; None: all of them."""
     learning_rate: float = Field(gt=0)
     final_learning_rate: float = Field(0.0, ge=0)
+    cosine_iterations: int | None = Field(None, ge=1)
+    """Iterations in which the learning rate falls, where the stage ends before it has; None: its
+    own."""
     alpha_learning_rate: float = Field(0.0, ge=0)
     """Learning rate of α's parameters; it falls in the same way, to zero. With zero α stays."""
     of_class: Deformation | None = None
@@ -166,6 +172,13 @@ class Recipe(Part):
     validation: Validation
     figures: list[Measure] = Field([])
     """What is measured at the end, on the test classes, for the card."""
+
+    @model_validator(mode="after")
+    def _no_stage_outlasts_its_cosine(self) -> Self:
+        for stage in self.stages:
+            if (stage.cosine_iterations or stage.iterations) < stage.iterations:
+                raise ValueError("`cosine_iterations` must be at least the stage's iterations")
+        return self
 
     @model_validator(mode="after")
     def _tasks_fit_the_head(self) -> Self:
@@ -264,10 +277,13 @@ class Recipe(Part):
         return sum(stage.iterations for stage in self.stages)
 
     def stage_at(self, iteration: int) -> tuple[PretrainingStage | Stage, float]:
-        """The stage of an iteration (from 0), and the share of it that is done, in [0, 1)."""
+        """The stage of an iteration (from 0), and the share of its cosine that is done, in [0, 1).
+
+        A stage without `cosine_iterations` ends with its cosine.
+        """
         for stage in self.stages:
             if iteration < stage.iterations:
-                return stage, iteration / stage.iterations
+                return stage, iteration / (stage.cosine_iterations or stage.iterations)
             iteration -= stage.iterations
         raise ValueError("past the last stage")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.nn import functional as F
 
-from app.learning.convolution import convolve, strided
+from app.learning.convolution import _product, convolve, strided
 
 SIDES = [(6, 6), (5, 5), (5, 8), (8, 5), (3, 2), (2, 2), (1, 1), (1, 4), (5, 1), (2, 1)]
 CHANNELS = [(1, 1), (1, 4), (3, 1), (2, 5)]
@@ -54,6 +54,25 @@ def test_it_is_the_librarys_convolution_with_the_channels_last(
     outputs = convolve(inputs, weight, bias, stride)
     assert outputs.shape == (3, ceil(sides[0] / stride), ceil(sides[1] / stride), after)
     close(outputs, by_library(inputs, weight, bias, stride))
+
+
+@pytest.mark.parametrize("tasks", [(), (2,)])
+def test_a_product_for_each_picture_has_the_same_numbers_and_derivatives(tasks):
+    patches, matrix = normal(*tasks, 3, 4, 5, 6, seed=1), normal(*tasks, 6, 2, seed=2)
+    weights = normal(3, 4, 5, 2, seed=3)
+
+    def steepness(by_picture: bool) -> tuple[Tensor, Tensor]:
+        def loss(patches: Tensor, matrix: Tensor) -> Tensor:
+            return (_product(patches, matrix, by_picture=by_picture) * weights).sum().sin()
+
+        def squares(patches: Tensor, matrix: Tensor) -> Tensor:
+            return sum(part.square().sum() for part in grad(loss, argnums=(0, 1))(patches, matrix))
+
+        both = grad(squares, argnums=(0, 1))
+        return (vmap(both) if tasks else both)(patches, matrix)
+
+    for got, expected in zip(steepness(True), steepness(False), strict=True):
+        close(got, expected)
 
 
 @pytest.mark.parametrize("length", range(1, 10))

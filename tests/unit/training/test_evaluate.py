@@ -133,6 +133,18 @@ def test_progress_counts_the_tasks_of_all_batches(pool, monkeypatch):
     assert told == [5, 10, 12]
 
 
+def test_batches_that_are_computed_together_give_the_same_figures(pool, monkeypatch):
+    monkeypatch.setattr(module, "DRAWN_AT_ONCE_NUMBERS", 5 * 4 * (2 + 3) * 28 * 28)
+    for at_once in (1, 7, 100):
+        monkeypatch.setitem(module.COMPUTED_AT_ONCE_NUMBERS, "cpu", at_once * 4 * (2 + 3) * 28 * 28)
+        found = measured(pool)
+        if at_once == 1:
+            expected = found
+        assert found.by_step == pytest.approx(expected.by_step)
+        assert found.nearest_class_mean == pytest.approx(expected.nearest_class_mean)
+        assert found.interval == pytest.approx(expected.interval)
+
+
 def test_a_task_larger_than_a_batch_is_measured_alone(pool, monkeypatch):
     monkeypatch.setattr(module, "DRAWN_AT_ONCE_NUMBERS", 1)
     told = []

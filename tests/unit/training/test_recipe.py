@@ -238,6 +238,15 @@ def test_the_stage_of_every_iteration_and_how_much_of_it_is_done():
         tiny.stage_at(7)
 
 
+def test_a_stage_may_end_before_its_cosine():
+    change = "learning_rate = 0.005\n"
+    cut = recipe((change, change + "cosine_iterations = 12\n"))
+    assert [cut.stage_at(iteration)[1] for iteration in (4, 6)] == [0, 2 / 12]
+    assert cut.digest() != recipe().digest()
+    with pytest.raises(ValueError, match="`cosine_iterations` must be at least the stage's"):
+        recipe((change, change + "cosine_iterations = 2\n"))
+
+
 def test_a_stage_may_deform_in_its_own_way():
     change = "learning_rate = 0.005\n"
     own = recipe((change, change + "of_class = { elastic = 0.05 }\n"))
