@@ -6,8 +6,9 @@
 Every contender computes the same thing: the gradient for θ, to second order, of the mean query loss
 of a meta-batch, on the same network, θ, tasks, α and number of inner steps. Before anything is
 timed the gradients are compared, and the run fails where they differ by more than 1e-4 of their
-norm: in float64, for in float32 a GPU's own gradient, computed twice, can differ by more. Inputs
-are random: what is computed does not depend on what is in the pictures.
+norm in float64. In float32 a GPU's own gradient, computed twice, differs by more: there the limit
+only tells other precisions apart. Inputs are random: what is computed does not depend on what is in
+the pictures.
 
 On a CPU each contender runs with several numbers of threads and is represented by the best. All
 contenders, at all numbers of threads, take turns, so that whatever else slows the machine down for
@@ -46,7 +47,7 @@ from benchmarks.peers import PEERS, Iteration, Peer, PlainNet, PlainTask, Proble
 
 OURS = "ours"
 SEED = 0
-TOLERANCE = 1e-4
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 0.05}
 """Largest difference of a meta-gradient from ours, as a share of our norm."""
 SAMPLE_SECONDS = 1.0
 """How long one repetition lasts at least: faster iterations are timed several at once."""
@@ -154,10 +155,10 @@ def measure(
     Raises:
         Disagreement: a meta-gradient differs from ours.
     """
-    difference = compare_gradients(
-        workload, build_contenders(workload, device, peers, torch.float64)
-    )
+    exact = build_contenders(workload, device, peers, torch.float64)
+    difference = compare_gradients(workload, exact, TOLERANCE[torch.float64])
     contenders = build_contenders(workload, device, peers)
+    compare_gradients(workload, contenders, TOLERANCE[torch.float32])
     rates = time_in_turns(contenders, device, repetitions, threads)
     best = {name: max((rates[name, number], number) for number in threads) for name in contenders}
     ours_per_s, ours_threads = best.pop(OURS)
@@ -217,7 +218,9 @@ def draw_tasks(workload: Workload, device: torch.device, dtype: torch.dtype) -> 
     return Task(draw(workload.shots), draw(workload.queries), classes)
 
 
-def compare_gradients(workload: Workload, contenders: Mapping[str, Contender]) -> float:
+def compare_gradients(
+    workload: Workload, contenders: Mapping[str, Contender], tolerance: float
+) -> float:
     """The largest difference of a peer's meta-gradient from ours, as a share of our norm.
 
     Raises:
@@ -230,10 +233,10 @@ def compare_gradients(workload: Workload, contenders: Mapping[str, Contender]) -
         if name != OURS
     }
     for name, difference in differences.items():
-        if not difference <= TOLERANCE:
+        if not difference <= tolerance:
             raise Disagreement(
                 f"{workload.name}: the meta-gradient of {name} differs from ours by "
-                f"{difference:.1e} of its norm, more than {TOLERANCE:.0e}"
+                f"{difference:.1e} of its norm, more than {tolerance:.0e}"
             )
     return max(differences.values())
 

@@ -20,8 +20,9 @@ from app.learning.tasks import Examples, Task
 
 DRAWN_AT_ONCE_NUMBERS = 2000 * 28 * 28
 """Numbers of all inputs drawn at once. Changing it changes the tasks that a seed draws."""
-COMPUTED_AT_ONCE_NUMBERS = {"cpu": 400 * 28 * 28, "cuda": 40_000 * 28 * 28}
-"""The same of one batched computation: enough for it to pay, few enough for the CPU's cache."""
+COMPUTED_AT_ONCE_NUMBERS = {"cpu": 400 * 28 * 28, "cuda": 10_000 * 28 * 28}
+"""The same of one batched computation: enough for it to pay, few enough for a CPU's cache and for a
+GPU's memory."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def evaluate(
         tasks: number of tasks, at least 2.
         steps: inner steps.
         seed: the same seed draws the same tasks.
-        progress: told of the tasks done.
+        progress: told of the tasks drawn so far, most of which are measured.
 
     Raises:
         DataError: the source is too small for such tasks.

@@ -78,8 +78,8 @@ class PretrainingStage(Part):
     learning_rate: float = Field(gt=0)
     final_learning_rate: float = Field(0.0, ge=0)
     cosine_iterations: int | None = Field(None, ge=1)
-    """Iterations in which the learning rate falls, where the stage ends before it has; None: its
-    own."""
+    """Iterations in which the learning rates fall, and the multi-step loss comes to be that of the
+    last step, where the stage ends before; None: its own."""
 
 
 class Stage(Part):
@@ -98,12 +98,12 @@ class Stage(Part):
     tasks: int = Field(ge=1)
     """Tasks in a meta-batch."""
     tasks_at_once: int | None = Field(None, ge=1)
-    """Most tasks of one batched computation, which bounds the memory; None: all of them."""
+    """Most tasks of one batched computation, which bounds the memory; None: as is fastest."""
     learning_rate: float = Field(gt=0)
     final_learning_rate: float = Field(0.0, ge=0)
     cosine_iterations: int | None = Field(None, ge=1)
-    """Iterations in which the learning rate falls, where the stage ends before it has; None: its
-    own."""
+    """Iterations in which the learning rates fall, and the multi-step loss comes to be that of the
+    last step, where the stage ends before; None: its own."""
     alpha_learning_rate: float = Field(0.0, ge=0)
     """Learning rate of α's parameters; it falls in the same way, to zero. With zero α stays."""
     of_class: Deformation | None = None

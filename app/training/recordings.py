@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from app.errors import RecipeError
+
 MOST = 512
-"""Most recordings. A recipe of ragged tasks has a shape for every number of classes and shots."""
+"""Most recordings of a computation. A stage of ragged tasks has a shape for every number of classes
+and shots."""
 
 Compute = Callable[..., Any]
 """A function of a tree of tensors to a tree of tensors; what else it reads must stay where it is in
@@ -20,32 +23,40 @@ memory."""
 
 
 class Recordings:
-    """The recordings of one run, by what they compute and the shapes of their inputs."""
+    """The recordings of one computation, by the shapes of its inputs."""
 
     def __init__(self) -> None:
-        self._by_key: dict[Hashable, _Recording] = {}
+        self._what: Hashable = None
+        self._by_shapes: dict[Hashable, _Recording] = {}
         self._pool: Any = None
 
     def run(self, what: Hashable, compute: Compute, inputs: Any) -> Any:
         """What `compute` returns for the inputs; on a GPU the tensors hold it until the next run.
 
         Args:
-            what: names the computation; the same name must always mean the same.
+            what: names the computation; the same name must always mean the same. Recordings of the
+                one before are dropped.
             compute: the computation, of the inputs as its one argument.
             inputs: a tree of tensors on one device.
+
+        Raises:
+            RecipeError: the computation cannot be recorded.
         """
         leaves = tree_leaves(inputs)
-        if leaves[0].device.type != "cuda":
+        device = leaves[0].device
+        if device.type != "cuda":
             return compute(inputs)
-        key = (what, *((leaf.shape, leaf.dtype) for leaf in leaves))
-        recording = self._by_key.get(key)
-        if recording is None:
-            if len(self._by_key) >= MOST:
-                return compute(inputs)
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            recording = self._by_key[key] = _Recording(compute, inputs, self._pool)
-        return recording.replay(inputs)
+        if what != self._what:
+            self._what, self._by_shapes = what, {}
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        with torch.cuda.device(device):
+            if shapes not in self._by_shapes:
+                if len(self._by_shapes) >= MOST:
+                    return compute(inputs)
+                if self._pool is None:
+                    self._pool = torch.cuda.graph_pool_handle()
+                self._by_shapes[shapes] = _Recording(compute, inputs, self._pool)
+            return self._by_shapes[shapes].replay(inputs)
 
 
 class _Recording:
@@ -60,8 +71,15 @@ class _Recording:
             compute(self._inputs)
         torch.cuda.current_stream().wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
-            self._results = compute(self._inputs)
+        try:
+            with torch.cuda.graph(self._graph, pool=pool):
+                self._results = compute(self._inputs)
+        except RuntimeError as error:
+            raise RecipeError(
+                "The recipe's [network] cannot be recorded as a CUDA graph: its forward pass must "
+                "not read values back from the GPU, nor make tensors of Python's numbers. Mend "
+                f"that, or train it with --device cpu ({str(error).splitlines()[0]})"
+            ) from error
 
     def replay(self, inputs: Any) -> Any:
         """The results of the inputs, in tensors that the next replay overwrites."""

@@ -34,6 +34,8 @@ OBJECTIVES: dict[str, Objective] = {
 }
 RATE = "rate."
 CLASSIFIER = "classifier"
+LARGE_TASK = 1_000_000
+"""Numbers in the inputs of a task above which a CPU computes tasks faster one by one."""
 
 
 @dataclass
@@ -123,9 +125,11 @@ def meta_gradient(
     total: int | None = None,
     done: float = 0.0,
 ) -> Outcome:
-    """Adds up in `grad` the gradient of the query loss of tasks, as a share of a meta-batch.
+    """Sets `grad` to the gradient of the query loss of tasks, as a share of a meta-batch.
 
-    The tasks are one batched computation, or as few as `stage.tasks_at_once` allows.
+    The tasks are one batched computation, or several of as many as `stage.tasks_at_once` allows; a
+    CPU computes large tasks one by one. On a GPU `grad` and what is returned hold until the next
+    call.
 
     Args:
         learner: what the parameters belong to.
@@ -133,7 +137,7 @@ def meta_gradient(
         stage: gives the algorithm and the number of inner steps.
         tasks: a meta-batch or a part of it, (B, ...) tensors.
         total: tasks in the whole meta-batch; None: these are all.
-        done: how much of the stage is over, in [0, 1).
+        done: how much of the stage's cosine is over, in [0, 1).
 
     Returns:
         Loss and score, sums over the tasks divided by `total`.
@@ -159,7 +163,7 @@ def pretraining_gradient(
         gradients = _gradients(state, result.loss * share)
         return gradients, Outcome(*(value.detach() * share for value in result))
 
-    return _set_gradients(state, state.recordings.run("pretraining", compute, examples))
+    return _set_gradients(state, state.recordings.run(("pretraining", share), compute, examples))
 
 
 def outer_step(recipe: Recipe, state: State) -> None:
@@ -191,7 +195,9 @@ def _in_chunks(
 ) -> tuple[list[Tensor | None], Outcome]:
     """The gradients of all parameters, and the outcome."""
     count = len(tasks.classes)
-    at_once = stage.tasks_at_once or count
+    numbers = tasks.support.inputs[0].numel() + tasks.query.inputs[0].numel()
+    lone = tasks.classes.device.type == "cpu" and numbers > LARGE_TASK
+    at_once = stage.tasks_at_once or (1 if lone else count)
     gradients: list[Tensor | None] = [None] * len(state.parameters)
     loss = score = torch.zeros((), device=tasks.classes.device)
     for first in range(0, count, at_once):
@@ -226,8 +232,17 @@ def _of_chunk(
 
 
 def _gradients(state: State, loss: Tensor) -> list[Tensor | None]:
-    """The loss's gradients for all parameters, None for what it does not depend on."""
-    return list(torch.autograd.grad(loss, list(state.parameters.values()), allow_unused=True))
+    """The loss's gradients for all parameters, None for what it does not depend on.
+
+    Each in memory of its own that is laid out as its parameter's: what autograd gives may be
+    expanded, or one tensor for two parameters, and is scaled in place later.
+    """
+    parameters = list(state.parameters.values())
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return [
+        None if gradient is None else torch.empty_like(parameter).copy_(gradient)
+        for parameter, gradient in zip(parameters, gradients, strict=True)
+    ]
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from app.registry.card import AccuracyFigure, Card
+from app.registry.card import AccuracyFigure, Card, ErrorFigure
 from app.training.measure import measure_model
 from app.training.progress import ConsoleReporter
 from app.training.recipe import Measure, Recipe, Stage
@@ -38,15 +38,11 @@ def write_results(rows: Sequence[Row], results: Mapping[Any, Result]) -> None:
     RESULTS.write_text(json.dumps({"rows": ordered}, indent=1) + "\n", encoding="utf-8")
 
 
-def measure_row(row: Row, data_dir: Path, device: torch.device) -> Result:
-    """Measures one row on the test classes, as its `evaluate_command` does.
-
-    Raises:
-        ValueError: the model's protocol is not the row's.
-    """
+def measure_figure(row: Row, data_dir: Path, device: torch.device) -> AccuracyFigure | ErrorFigure:
+    """Measures a row's model on the test classes, as the row's `evaluate_command` does."""
     wanted = Measure(ways=row.ways, shots=row.shots, queries=row.queries, tasks=row.tasks)
     with ConsoleReporter() as reporter:
-        figure = measure_model(
+        return measure_model(
             row.folder,
             wanted,
             pool="test",
@@ -57,6 +53,14 @@ def measure_row(row: Row, data_dir: Path, device: torch.device) -> Result:
             device=device,
             reporter=reporter,
         )
+
+
+def result_of(row: Row, figure: AccuracyFigure | ErrorFigure) -> Result:
+    """What `results.json` says of a row, by what was measured of its model.
+
+    Raises:
+        ValueError: the model's protocol is not the row's.
+    """
     if figure.protocol != row.protocol:
         raise ValueError(f"{row.model} is {figure.protocol}, its row says {row.protocol}")
     card = Card.model_validate_json((row.folder / "1" / "card.json").read_bytes())

@@ -22,7 +22,7 @@ def test_all_contenders_compute_the_same_meta_gradient(pool):
     workload = replace(TINY, pool=pool)
     contenders = training.build_contenders(workload, CPU, training.PEERS)
     assert set(contenders) == {"ours", "autograd", "higher", "torchopt"}
-    assert training.compare_gradients(workload, contenders) < 1e-4
+    assert training.compare_gradients(workload, contenders, 1e-4) < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -30,4 +30,4 @@ def test_another_gradient_is_told_by_name():
     contenders = training.build_contenders(TINY, CPU, training.PEERS)
     other = training.build_contenders(replace(TINY, alpha=0.1), CPU, training.PEERS)
     with pytest.raises(training.Disagreement, match="higher"):
-        training.compare_gradients(TINY, {**contenders, "higher": other["higher"]})
+        training.compare_gradients(TINY, {**contenders, "higher": other["higher"]}, 1e-4)

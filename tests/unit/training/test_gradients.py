@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -181,6 +182,34 @@ def test_no_more_tasks_than_asked_for_are_computed_at_once(monkeypatch):
     monkeypatch.setattr(state_module, "vmap", counting)
     meta_gradient(learner, state, stage.model_copy(update={"tasks_at_once": 2}), tasks)
     assert sizes == [2, 2, 1]
+
+
+def test_gradients_have_memory_of_their_own_laid_out_as_the_parameters():
+    first, second = torch.ones(2, 3, requires_grad=True), torch.ones(3, 2).T.requires_grad_()
+    state = SimpleNamespace(parameters={"first": first, "second": second})
+    shared = state_module._gradients(state, (first + second).sum())
+    for parameter, gradient in zip((first, second), shared, strict=True):
+        assert gradient.stride() == parameter.stride()
+        gradient.mul_(2)
+    assert shared[0].tolist() == shared[1].tolist() == [[2.0] * 3] * 2
+
+
+def test_a_cpu_computes_large_tasks_one_by_one(monkeypatch):
+    _, learner, state, stage, tasks = set_up(CLASSES, "maml")
+    meta_gradient(learner, state, stage, tasks)
+    expected, sizes, vmap = gradients(state), [], state_module.vmap
+
+    def counting(function):
+        mapped = vmap(function)
+        return lambda chunk: (sizes.append(len(chunk.classes)), mapped(chunk))[1]
+
+    monkeypatch.setattr(state_module, "vmap", counting)
+    numbers = tasks.support.inputs[0].numel() + tasks.query.inputs[0].numel()
+    for limit in (numbers, numbers - 1):
+        monkeypatch.setattr(state_module, "LARGE_TASK", limit)
+        meta_gradient(learner, state, stage, tasks)
+        check_same(gradients(state), expected)
+    assert sizes == [TASKS] + [1] * TASKS
 
 
 @pytest.mark.parametrize("algorithm", ["maml", "reptile"])
