@@ -68,6 +68,12 @@ class InnerPart(Part):
         return self
 
 
+def _does_not_outlast_its_cosine(stage: Any) -> Any:
+    if (stage.cosine_iterations or stage.iterations) < stage.iterations:
+        raise ValueError("`cosine_iterations` must be at least the stage's iterations")
+    return stage
+
+
 class PretrainingStage(Part):
     """One stretch of pre-training: a classifier of all training classes."""
 
@@ -80,6 +86,8 @@ class PretrainingStage(Part):
     cosine_iterations: int | None = Field(None, ge=1)
     """Iterations in which the learning rates fall, and the multi-step loss comes to be that of the
     last step, where the stage ends before; None: its own."""
+
+    _cosine = model_validator(mode="after")(_does_not_outlast_its_cosine)
 
 
 class Stage(Part):
@@ -109,6 +117,8 @@ class Stage(Part):
     of_class: Deformation | None = None
     """In place of that in [data], for this stage; None: the same."""
     of_picture: Deformation | None = None
+
+    _cosine = model_validator(mode="after")(_does_not_outlast_its_cosine)
 
     @model_validator(mode="after")
     def _reptile_deals_out_its_shots(self) -> Self:
@@ -172,13 +182,6 @@ class Recipe(Part):
     validation: Validation
     figures: list[Measure] = Field([])
     """What is measured at the end, on the test classes, for the card."""
-
-    @model_validator(mode="after")
-    def _no_stage_outlasts_its_cosine(self) -> Self:
-        for stage in self.stages:
-            if (stage.cosine_iterations or stage.iterations) < stage.iterations:
-                raise ValueError("`cosine_iterations` must be at least the stage's iterations")
-        return self
 
     @model_validator(mode="after")
     def _tasks_fit_the_head(self) -> Self:
