@@ -171,8 +171,8 @@ def test_a_few_tasks_at_once_add_up_to_the_whole_meta_batch(algorithm, at_once):
     torch.testing.assert_close(tuple(got), tuple(whole))
 
 
-def test_no_more_tasks_than_asked_for_are_computed_at_once(monkeypatch):
-    _, learner, state, stage, tasks = set_up(CLASSES, "maml")
+def counted(monkeypatch) -> list[int]:
+    """The numbers of tasks that are computed at once from now on."""
     sizes, vmap = [], state_module.vmap
 
     def counting(function):
@@ -180,6 +180,12 @@ def test_no_more_tasks_than_asked_for_are_computed_at_once(monkeypatch):
         return lambda chunk: (sizes.append(len(chunk.classes)), mapped(chunk))[1]
 
     monkeypatch.setattr(state_module, "vmap", counting)
+    return sizes
+
+
+def test_no_more_tasks_than_asked_for_are_computed_at_once(monkeypatch):
+    _, learner, state, stage, tasks = set_up(CLASSES, "maml")
+    sizes = counted(monkeypatch)
     meta_gradient(learner, state, stage.model_copy(update={"tasks_at_once": 2}), tasks)
     assert sizes == [2, 2, 1]
 
@@ -197,13 +203,7 @@ def test_gradients_have_memory_of_their_own_laid_out_as_the_parameters():
 def test_a_cpu_computes_large_tasks_one_by_one(monkeypatch):
     _, learner, state, stage, tasks = set_up(CLASSES, "maml")
     meta_gradient(learner, state, stage, tasks)
-    expected, sizes, vmap = gradients(state), [], state_module.vmap
-
-    def counting(function):
-        mapped = vmap(function)
-        return lambda chunk: (sizes.append(len(chunk.classes)), mapped(chunk))[1]
-
-    monkeypatch.setattr(state_module, "vmap", counting)
+    expected, sizes = gradients(state), counted(monkeypatch)
     numbers = tasks.support.inputs[0].numel() + tasks.query.inputs[0].numel()
     for limit in (numbers, numbers - 1):
         monkeypatch.setattr(state_module, "LARGE_TASK", limit)
