@@ -39,13 +39,15 @@ class Augmentation:
 
     With `symmetries` a class is turned by a multiple of 90 degrees and perhaps mirrored, which
     makes eight classes of one; `of_class` deforms all pictures of a class in a task alike,
-    `of_picture` each by itself. `outside` is what then moves into a picture.
+    `of_picture` each by itself. `outside` is what then moves into a picture. With
+    `turned_together` the classes of a task stand in one symmetry, and are harder to tell apart.
     """
 
     symmetries: bool
     of_class: Jitter
     of_picture: Jitter
     outside: Outside = "zeros"
+    turned_together: bool = False
 
 
 class Pool(ABC):
@@ -283,6 +285,8 @@ class _Variation:
         self.symmetry = (
             rng.integers(SYMMETRIES, size=classes) if symmetries else np.zeros(classes, int)
         )
+        if augmentation is not None and augmentation.turned_together:
+            self.symmetry[:] = self.symmetry[:, :1]
         still = augmentation is None or augmentation.of_class == augmentation.of_picture == Jitter()
         self._outside: Outside = "zeros" if augmentation is None else augmentation.outside
         self._deformations = (

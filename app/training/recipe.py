@@ -2,6 +2,7 @@
 
 import hashlib
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -117,6 +118,8 @@ class Stage(Part):
     of_class: Deformation | None = None
     """In place of that in [data], for this stage; None: the same."""
     of_picture: Deformation | None = None
+    turned_together: bool = False
+    """Whether a task's classes stand in one of the symmetries, which makes it harder."""
 
     _cosine = model_validator(mode="after")(_does_not_outlast_its_cosine)
 
@@ -244,13 +247,20 @@ class Recipe(Part):
             raise ValueError("a stage's of_class and of_picture deform pictures, and here are none")
         return self
 
+    @model_validator(mode="after")
+    def _only_what_is_turned_is_turned_together(self) -> Self:
+        if any(stage.turned_together for stage in self.task_stages) and not self.data.symmetries:
+            raise ValueError("a stage's turned_together needs `symmetries = true` in [data]")
+        return self
+
     def augmentation(self, stage: PretrainingStage | Stage) -> Augmentation:
         """How classes and pictures are varied in one of the stages."""
         if isinstance(stage, PretrainingStage):
             return self.data.augmentation()
         own = {"of_class": stage.of_class, "of_picture": stage.of_picture}
         given = {name: jitter for name, jitter in own.items() if jitter is not None}
-        return self.data.model_copy(update=given).augmentation()
+        varied = self.data.model_copy(update=given).augmentation()
+        return replace(varied, turned_together=stage.turned_together)
 
     @property
     def task_stages(self) -> list[Stage]:

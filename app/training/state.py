@@ -15,7 +15,7 @@ from app.learning.first_order_maml import first_order_maml
 from app.learning.heads import Params
 from app.learning.inner_loop import Alpha
 from app.learning.learned_rates import initial_rates, rates
-from app.learning.learner import HEAD, Learner
+from app.learning.learner import HEAD, NETWORK, Learner
 from app.learning.maml import maml
 from app.learning.multi_step_loss import multi_step_maml, step_weights
 from app.learning.outcome import Outcome
@@ -213,6 +213,9 @@ def _of_chunk(
 ) -> tuple[list[Tensor | None], Outcome]:
     """The same of tasks that are one batched computation."""
     theta, alpha, steps = state.theta, state.alpha, stage.steps
+    # The library's convolutions are faster on a CPU where nothing is batched or derived twice.
+    lone = tasks.classes.device.type == "cpu" and len(tasks.classes) == 1
+    learner.network.train(not lone or _is_derived_twice(learner, alpha, stage))
     if stage.algorithm == "reptile":
         with torch.no_grad():
             moves, outcomes = vmap(lambda task: reptile(learner, theta, alpha, task, steps))(tasks)
@@ -229,6 +232,14 @@ def _of_chunk(
         outcomes = vmap(lambda task: objective(learner, theta, alpha, task, steps))(tasks)
     gradients = _gradients(state, outcomes.loss.sum() / total)
     return gradients, Outcome(*(value.detach().sum() / total for value in outcomes))
+
+
+def _is_derived_twice(learner: Learner, alpha: Params, stage: Stage) -> bool:
+    """Whether the meta-gradient goes through a gradient of the network."""
+    if stage.algorithm not in ("maml", "multi-step-maml"):
+        return False
+    moved = {name for step in range(stage.steps) for name in learner.trainable(step, list(alpha))}
+    return any(name.startswith(NETWORK) for name in moved)
 
 
 def _gradients(state: State, loss: Tensor) -> list[Tensor | None]:

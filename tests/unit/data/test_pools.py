@@ -297,6 +297,17 @@ DRAWN = {
 """SHA-256 of what some seeds draw. With other tasks no figure and no θ could be made again."""
 
 
+def test_classes_that_are_turned_together_stand_in_one_symmetry_of_all_eight():
+    images = np.broadcast_to(np.arange(9, dtype=np.uint8).reshape(3, 3), (4, 6, 1, 3, 3))
+    pool = ClassPool(images, ("a", "b", "c", "d"))
+    augmentation = Augmentation(True, STILL, STILL, turned_together=True)
+    task = pool.sample(TaskShape((4, 4), (1, 1), 1), 200, [0], augmentation)
+    pictures = torch.cat([task.support.inputs, task.query.inputs], 1)
+    assert (pictures == pictures[:, :1]).all()
+    found = Counter(picture.tobytes() for picture in (pictures[:, 0] * 255).round().int().numpy())
+    assert set(found) == {square.astype(np.int32).tobytes() for square in squares()}
+
+
 def digest(*tensors: Tensor) -> str:
     return sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
 

@@ -200,8 +200,9 @@ def test_gradients_have_memory_of_their_own_laid_out_as_the_parameters():
     assert shared[0].tolist() == shared[1].tolist() == [[2.0] * 3] * 2
 
 
-def test_a_cpu_computes_large_tasks_one_by_one(monkeypatch):
-    _, learner, state, stage, tasks = set_up(CLASSES, "maml")
+@pytest.mark.parametrize("algorithm", ["maml", "first-order-maml"])
+def test_a_cpu_computes_large_tasks_one_by_one(algorithm, monkeypatch):
+    _, learner, state, stage, tasks = set_up(CLASSES, algorithm)
     meta_gradient(learner, state, stage, tasks)
     expected, sizes = gradients(state), counted(monkeypatch)
     numbers = tasks.support.inputs[0].numel() + tasks.query.inputs[0].numel()
@@ -210,6 +211,7 @@ def test_a_cpu_computes_large_tasks_one_by_one(monkeypatch):
         meta_gradient(learner, state, stage, tasks)
         check_same(gradients(state), expected)
     assert sizes == [TASKS] + [1] * TASKS
+    assert learner.network.training == (algorithm == "maml"), "else by the library's convolutions"
 
 
 @pytest.mark.parametrize("algorithm", ["maml", "reptile"])

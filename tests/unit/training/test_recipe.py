@@ -257,6 +257,15 @@ def test_a_stage_may_deform_in_its_own_way():
     assert own.digest() != recipe().digest()
 
 
+def test_a_stage_may_turn_the_classes_of_a_task_together():
+    change = "learning_rate = 0.005\n"
+    own = recipe((change, change + "turned_together = true\n"))
+    assert [own.augmentation(stage).turned_together for stage in own.stages] == [False, True]
+    assert own.digest() != recipe().digest()
+    with pytest.raises(ValueError, match="needs `symmetries = true` in \\[data\\]"):
+        recipe((change, change + "turned_together = true\n"), ("symmetries = true\n", ""))
+
+
 def test_the_digest_ignores_comments_order_and_defaults_written_out():
     lines = text().strip().split("\n\n", 1)
     top = "\n".join(reversed(lines[0].split("\n")))
