@@ -166,7 +166,7 @@ class Engine:
         Raises:
             Unavailable: as for `adapt`.
         """
-        kind = "predict" if len(query) <= self._sharing.largest else object()
+        kind = "predict" if len(query) <= self._sharing.queries else object()
         return self._submit(model, phi_key, Predict(query), kind, len(query), owner)
 
     def weights(self, model: ModelKey, phi_key: str, owner: str = "") -> Future[dict[str, Floats]]:

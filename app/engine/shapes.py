@@ -1,7 +1,8 @@
 """Which tasks share one computation, and what they are padded to.
 
-Shapes are few, so that all can be warmed before the first request. What gains nothing by company is
-computed alone, as it is, without padding; `benchmarks/README.md` has the measurements.
+Shapes are few, so that all can be warmed before the first request. A CPU computes each task alone,
+as it is, without padding: in one computation with others its probabilities differ by up to 4.5e-5,
+and it is no faster for certain; `benchmarks/README.md` has the measurements.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,11 +23,12 @@ class Sharing:
     """When a device computes several tasks at once."""
 
     largest: int
-    """Most examples of a task that shares a computation."""
+    """Most examples of a task that shares a computation, 0 where none does."""
     together: int
     """Most examples of such a computation, padding included."""
-    fewest: int
-    """Fewer tasks than these are faster one by one."""
+    queries: int
+    """Most queries of a request that is answered along with others, at least with those of the same
+    session."""
     work: int
     """Most work of one batch, in forward passes of one example: how long others may wait for it."""
 
@@ -41,7 +43,7 @@ class Sharing:
         """How many tasks of a size one computation takes: powers of two, at most `most`."""
         counts, count = [], 2
         while count <= most and count * size <= self.together:
-            if count >= self.fewest and size <= self.largest:
+            if size <= self.largest:
                 counts.append(count)
             count *= 2
         return counts
@@ -55,8 +57,8 @@ class Sharing:
             start += count
 
 
-ON_CPU = Sharing(largest=16, together=80, fewest=4, work=1000)
-ON_GPU = Sharing(largest=1024, together=4096, fewest=2, work=100_000)
+ON_CPU = Sharing(largest=0, together=0, queries=16, work=1000)
+ON_GPU = Sharing(largest=1024, together=4096, queries=1024, work=100_000)
 
 
 def sharing_of(device: torch.device) -> Sharing:

@@ -3,10 +3,21 @@ from collections.abc import Callable, Iterator
 import pytest
 import structlog
 
-from app.engine import Engine, ModelKey
+from app.engine import Engine, ModelKey, compute
+from app.engine import engine as engine_module
+from app.engine.shapes import Sharing
 from app.registry import LoadedModel, Registry
 from app.settings import Settings
-from tests.unit.engine.helpers import CONV, DEEP, FIXED, SECONDS, Device, save_models, start
+from tests.unit.engine.helpers import (
+    CONV,
+    DEEP,
+    FIXED,
+    SECONDS,
+    SHARED,
+    Device,
+    save_models,
+    start,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +42,19 @@ def device() -> Device:
 
 
 @pytest.fixture
-def build(registry: Registry, device: Device, monkeypatch) -> Iterator[Callable[..., Engine]]:
+def sharing() -> Sharing:
+    """How tasks share the device of the engines that `build` makes."""
+    return SHARED
+
+
+@pytest.fixture
+def build(
+    registry: Registry, device: Device, sharing: Sharing, monkeypatch
+) -> Iterator[Callable[..., Engine]]:
     """Makes engines with small limits, not started, whose device obeys `device`."""
     device.steer(monkeypatch)
+    for module in (compute, engine_module):
+        monkeypatch.setattr(module, "sharing_of", lambda _: sharing)
     engines = []
 
     def build(**limits) -> Engine:

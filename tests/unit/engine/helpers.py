@@ -14,6 +14,7 @@ import torch
 from app.engine import Engine, ModelKey, SupportSet
 from app.engine.compute import Computer
 from app.engine.requests import Adapted, Answers, Floats
+from app.engine.shapes import Sharing
 from app.learning.inner_loop import adapt
 from app.learning.tasks import Examples
 from app.registry import InputSpec, LoadedModel, Registry
@@ -26,6 +27,8 @@ DEEP = ModelKey("deep", 2)
 FIXED = ModelKey("fixed", 1)
 SHAPES = {CONV: (1, 12, 12), DEEP: (5,), FIXED: (5,)}
 CALIBRATION = Calibration(temperature=(0.4, 0.3, -0.2), outlier=(-1, 0.5, 1.5, 0.2, 0.3, -0.1))
+SHARED = Sharing(largest=16, together=80, queries=16, work=1000)
+"""As a device that computes several tasks at once, but with few shapes to warm."""
 SECONDS = 30.0
 """Longest wait for any future: a hang is a failure, not a hang of the suite."""
 

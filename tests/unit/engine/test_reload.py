@@ -86,14 +86,14 @@ def test_a_reload_without_anything_new_does_nothing(engine, monkeypatch):
 
 def test_requests_are_answered_between_the_batches_of_a_warm_up(engine, registry, monkeypatch):
     add(registry)
-    done, answered, adapt = [], [], Computer.adapt
+    done, answered, predict = [], [], Computer.predict
 
-    def counted(computer, supports, steps):
+    def counted(computer, requests):
         if computer.card.version == NEW.version:
             done.append(len(answered))
-        return adapt(computer, supports, steps)
+        return predict(computer, requests)
 
-    monkeypatch.setattr(Computer, "adapt", counted)
+    monkeypatch.setattr(Computer, "predict", counted)
     with ThreadPoolExecutor(1) as aside:
         reload = aside.submit(engine.reload)
         while not reload.done():
