@@ -12,7 +12,7 @@ import torch
 from app.data.distributions import Source, load_source
 from app.data.omniglot import INPUT
 from app.data.pools import ClassPool, data_digest
-from app.training import job, sources
+from app.training import confidence, job, sources
 from app.training.distributed import World
 from app.training.recipe import Measure, Recipe
 
@@ -192,7 +192,7 @@ def make_pools() -> dict[str, ClassPool]:
 
 
 def feed(patch: pytest.MonkeyPatch, pools: dict[str, ClassPool] | None = None) -> list[Path]:
-    """Puts pools in place of Omniglot, in runs and in measuring.
+    """Puts pools in place of Omniglot, in runs and in measuring; they are calibrated on few tasks.
 
     Returns the folders in which the data are then looked for.
     """
@@ -206,6 +206,7 @@ def feed(patch: pytest.MonkeyPatch, pools: dict[str, ClassPool] | None = None) -
         return Source(INPUT, given, data_digest(given))
 
     patch.setattr(sources, "load_source", load)
+    patch.setattr(confidence, "CELL_QUERIES", 60)
     return folders
 
 
