@@ -109,6 +109,7 @@ def train(
     from app.training.job import train as run_job
     from app.training.progress import ConsoleReporter
     from app.training.recipe import load_recipe
+    from app.training.run import CHECKPOINT
     from app.training.sources import data_folder
 
     settings = _settings()
@@ -119,15 +120,21 @@ def train(
         joined_world(choose_device(device)) as (world, own_device),
         ConsoleReporter(silent=not world.leads) as reporter,
     ):
-        folder = run_job(
-            wanted,
-            data_dir=data_folder(wanted.data, data, recipe.resolve().parent, settings.data_dir),
-            run_dir=run or Path("runs") / f"{wanted.name}-{wanted.version}",
-            models_dir=recipe.resolve().parent.parent,
-            device=own_device,
-            reporter=reporter,
-            world=world,
-        )
+        run_dir = run or Path("runs") / f"{wanted.name}-{wanted.version}"
+        try:
+            folder = run_job(
+                wanted,
+                data_dir=data_folder(wanted.data, data, recipe.resolve().parent, settings.data_dir),
+                run_dir=run_dir,
+                models_dir=recipe.resolve().parent.parent,
+                device=own_device,
+                reporter=reporter,
+                world=world,
+            )
+        except KeyboardInterrupt:
+            if world.leads and (run_dir / CHECKPOINT).exists():
+                typer.echo(f"Stopped: the same command goes on from {run_dir}.", err=True)
+            raise
     if world.leads:
         typer.echo(f"Wrote {folder}")
 

@@ -113,10 +113,11 @@ def test_a_run_killed_between_two_checkpoints_ends_with_the_same_theta_to_the_bi
     check_ends_alike(stopped, whole)
 
 
-def test_ctrl_c_leaves_a_checkpoint_where_it_came_says_no_more_and_exits_with_130(standing, whole):
+def test_ctrl_c_leaves_a_checkpoint_where_it_came_and_says_how_to_go_on(standing, whole):
     stopped = standing(3)
     status, out, err = stopped.end(signal.SIGINT)
     assert (status, out) == (130, "")
     assert "Traceback" not in err
+    assert "the same command goes on from" in err
     assert stopped.iteration == 3
     check_ends_alike(stopped, whole)
