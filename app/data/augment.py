@@ -74,6 +74,10 @@ def deform(images: Tensor, by: Deformations, outside: Outside = "zeros") -> Tens
     if by.strokes is not None:
         flat = _with_strokes(flat, torch.from_numpy(by.strokes.reshape(-1, 1, 1, 1)))
     matrices = torch.from_numpy(by.matrices.reshape(-1, 2, 3))
+    height, width = flat.shape[-2:]
+    if height != width:  # the grid's axes both go from -1 to 1
+        aspect = torch.tensor([[1, height / width, 1], [width / height, 1, 1]])
+        matrices = matrices * aspect
     grid = F.affine_grid(matrices, list(flat.shape), align_corners=False)
     if by.bends is not None:
         knots = torch.from_numpy(by.bends.reshape(-1, 2, KNOTS, KNOTS))

@@ -164,7 +164,10 @@ def _state(folder: Path, files: list[Path]) -> str:
     """SHA-256 over the names, sizes and times of last change of all files."""
     digest = hashlib.sha256()
     for path in files:
-        about = path.stat()
+        try:
+            about = path.stat()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
         digest.update(os.fsencode(path.relative_to(folder)))
         digest.update(f"\0{about.st_size} {about.st_mtime_ns}\0".encode())
     return digest.hexdigest()

@@ -61,7 +61,9 @@ def outlier_terms(features: Tensor, means: Tensor, classes: Tensor, size: Tensor
         classes: (N,) bool, which of them exist.
         size: (2,), see `task_size`.
     """
-    squared = torch.cdist(features, means).square().clamp(min=_LEAST)  # (Q, N)
+    # As differences whatever Q: by a matrix product they would depend on who else is asked about.
+    distances = torch.cdist(features, means, compute_mode="donot_use_mm_for_euclid_dist")
+    squared = distances.square().clamp(min=_LEAST)  # (Q, N)
     nearest = squared.masked_fill(~classes, torch.inf).amin(-1)
     mean = squared.masked_fill(~classes, 0).sum(-1) / classes.sum()
     terms = torch.stack([nearest.log(), (nearest / mean).log()], -1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from app.data.pools import Pool, TaskShape
 from app.learning import heads
 from app.learning.calibration import BINS, temperature
+from app.learning.heads import FixedHead
 from app.learning.inner_loop import adapt
 from app.learning.tasks import Examples, Task
 from app.registry.card import AccuracyFigure
@@ -20,7 +21,9 @@ from app.registry.registry import LoadedModel
 from app.training.confidence import Confidence
 
 WAYS, SHOTS, QUERIES = 5, 1, 3
-"""Of the tasks that are shown."""
+"""Of the tasks that are shown; fewer ways and queries where there are no more."""
+NAMES = "ABCDEFGHIJ"
+"""Of the classes."""
 OF_EACH = 2
 """Tasks without a wrong answer, and with one, that are shown."""
 MOST_TASKS = 300
@@ -75,8 +78,16 @@ def draw_reliability(told: Mapping[str, Confidence], path: Path) -> None:
 
 
 def choose_tasks(model: LoadedModel, pool: Pool, seed: int) -> list[Shown]:
-    """The first tasks without a wrong answer, and the first with one."""
-    shape = TaskShape((WAYS, WAYS), (SHOTS, SHOTS), QUERIES)
+    """The first tasks without a wrong answer, and the first with one.
+
+    Empty where the pool has no task of a size that fits the model and the page.
+    """
+    head, queries = model.learner.head, min(QUERIES, pool.most_queries(SHOTS))
+    most = pool.most_ways(SHOTS + queries)
+    ways = head.ways if isinstance(head, FixedHead) else min(WAYS, most)
+    if queries < 1 or not 2 <= ways <= min(len(NAMES), most):
+        return []
+    shape = TaskShape((ways, ways), (SHOTS, SHOTS), queries)
     flawless: list[Shown] = []
     flawed: list[Shown] = []
     for number in range(MOST_TASKS):
@@ -97,7 +108,8 @@ def choose_tasks(model: LoadedModel, pool: Pool, seed: int) -> list[Shown]:
 
 def draw_tasks(model: LoadedModel, shown: Sequence[Shown], path: Path) -> None:
     """One row a task: its support set, then its queries, framed by whether the answer is right."""
-    columns = WAYS * (SHOTS + QUERIES) + 1
+    first = shown[0].task
+    columns = len(first.support.labels) + len(first.query.labels) + 1
     figure = Figure(figsize=(0.62 * columns, 1.0 * len(shown)), layout="constrained")
     axes = figure.subplots(len(shown), columns, squeeze=False)
     for row, one in zip(axes, shown, strict=True):
@@ -137,14 +149,14 @@ def _answered(model: LoadedModel, task: Task) -> Shown:
         )
         logits = heads.logits(phi, model.learner.features(phi, task.query.inputs))
     if model.card.calibration is not None:
-        size = torch.tensor([WAYS, SHOTS]).log()
+        size = torch.tensor([len(task.classes), SHOTS]).log()
         logits = logits / temperature(model.card.calibration.temperature, size)
     probabilities, answers = logits.softmax(-1).max(-1)
     return Shown(task, answers, probabilities)
 
 
 def _name(label: int) -> str:
-    return "ABCDEFGHIJ"[label]
+    return NAMES[label]
 
 
 def _show(model: LoadedModel, axis: Any, picture: Tensor) -> None:

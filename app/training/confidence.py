@@ -14,6 +14,7 @@ from torch.func import vmap
 from torch.nn import functional as F
 
 from app.data.pools import Pool, TaskShape
+from app.errors import Diverged
 from app.learning import heads
 from app.learning.calibration import (
     area_under_roc,
@@ -192,6 +193,11 @@ def _answer(
             batch = to_device(pool.sample(shape, count, [seed, first, ways, shots]), device)
             found.append(tuple(value.double().cpu() for value in vmap(answer)(batch)))
     logits, terms, size = (torch.cat(values) for values in zip(*found, strict=True))
+    if not (logits.isfinite().all() and terms.isfinite().all()):
+        raise Diverged(
+            f"The inner loop diverges on some {ways}-way {shots}-shot tasks: lower α, or take "
+            "fewer steps."
+        )
     labels = torch.arange(ways).repeat_interleave(shape.queries).repeat(tasks)
     known = labels.numel() // tasks
     return Cell(
@@ -232,7 +238,14 @@ def _fit_outlier(cells: Sequence[Cell]) -> tuple[float, ...]:
         )
         return (losses * weight.to(terms.dtype)).sum()
 
-    return _minimise(loss, torch.cat(halves))
+    # The last term is the product of the second with log N. Where all cells have one N it must be
+    # no second copy of the second, so log N is taken from its mean.
+    terms = torch.cat(halves)
+    middle = terms[:, 3].mean()
+    terms[:, 5] = terms[:, 1] * (terms[:, 3] - middle)
+    found = list(_minimise(loss, terms))
+    found[1] -= float(middle) * found[5]
+    return tuple(found)
 
 
 def _minimise(loss: Callable[[Tensor, Tensor], Tensor], terms: Tensor) -> tuple[float, ...]:

@@ -89,7 +89,11 @@ def evaluate(
 
     def by_step(task: Task) -> Tensor:
         phis, _ = descend(learner, theta, task.support, task.classes, alpha, steps)
-        return torch.stack([outcome(learner, phi, task.query, task.classes).score for phi in phis])
+        outcomes = [outcome(learner, phi, task.query, task.classes) for phi in phis]
+        # An accuracy is finite even where nothing else is.
+        return torch.stack(
+            [torch.where(its.loss.isfinite(), its.score, torch.nan) for its in outcomes]
+        )
 
     def nearest(task: Task) -> Tensor:
         return learner.head.score(

@@ -64,6 +64,11 @@ def measure_figure(
         seed=seed,
         progress=lambda done: reporter.measuring(wanted, done),
     )
+    if not all(map(math.isfinite, (*result.interval, *result.by_step))):
+        raise Diverged(
+            f"The inner loop diverges on some of the tasks, by step {result.by_step}: lower α, or "
+            "take fewer steps."
+        )
     told = None
     if calibration is not None and isinstance(source, Pool):
         told = confidence(
@@ -116,11 +121,6 @@ def _figure(
     result: Evaluation,
     told: Confidence | None,
 ) -> AccuracyFigure | ErrorFigure:
-    if not all(map(math.isfinite, (*result.interval, *result.by_step))):
-        raise Diverged(
-            f"The inner loop diverges on some of the tasks, by step {result.by_step}: lower α, or "
-            "take fewer steps."
-        )
     places = 4 if result.nearest_class_mean is None else 2
     mean, low, high = (round(value, places) for value in (result.mean, *result.interval))
     by_step = tuple(round(value, places) for value in result.by_step)
@@ -137,7 +137,7 @@ def _figure(
             confidence_interval_95=(low, high),
             mse_by_step=by_step,
         )
-    return AccuracyFigure(
+    figure = AccuracyFigure(
         split=split,
         protocol=protocol,
         ways=wanted.ways,
@@ -154,6 +154,14 @@ def _figure(
             round(result.nearest_class_mean_interval[0], places),
             round(result.nearest_class_mean_interval[1], places),
         ),
-        calibration_error=told and round(told.calibration_error, 4),
-        outlier_auroc=told and round(told.outlier_auroc, 4),
     )
+    return with_confidence(figure, told)
+
+
+def with_confidence(figure: AccuracyFigure, told: Confidence | None) -> AccuracyFigure:
+    """The figure, and how honest the confidence is, None where that could not be measured."""
+    honest = {
+        "calibration_error": told and round(told.calibration_error, 4),
+        "outlier_auroc": told and round(told.outlier_auroc, 4),
+    }
+    return figure.model_copy(update=honest)

@@ -7,10 +7,12 @@ import torch
 from pydantic import ValidationError
 
 from app.data.distributions import Source
+from app.data.pools import Pool
 from app.errors import ModelNotFound, RecipeError, RegistryError
 from app.registry.card import AccuracyFigure, ErrorFigure
 from app.registry.registry import LoadedModel, Registry
-from app.training.figures import calibrated, measure_figure
+from app.training.confidence import confidence
+from app.training.figures import calibrated, measure_figure, with_confidence
 from app.training.recipe import Measure, Recipe
 from app.training.run import Reporter
 from app.training.sources import data_folder, load_data
@@ -53,7 +55,7 @@ def measure_model(
         raise RecipeError(f"{path} cannot be measured so: {error}") from error
     if wanted.ways < 2 and model.card.task == "classification":
         raise RecipeError(f"{path} tells classes apart: measure it with at least two ways")
-    source = load_for(path, model, recipe, data_root, default_root, reporter)
+    source = load_for(path, model, recipe, data_root, default_root, reporter, exactly=False)
     if pool not in source.parts:
         raise RecipeError(f"there are no {pool!r} classes: use one of {', '.join(source.parts)}")
     model.learner.to(device)
@@ -81,7 +83,8 @@ def calibrate_version(
 ) -> Path:
     """Fits a version's confidence on the validation classes of its data and rewrites its card.
 
-    θ and the figures stay as they are. Arguments as in `measure_model`.
+    θ and the accuracies stay as they are; how honest the confidence is, is measured anew. Arguments
+    as in `measure_model`.
 
     Returns:
         The version's folder.
@@ -93,20 +96,37 @@ def calibrate_version(
     registry, model, recipe = open_version(path)
     source = load_for(path, model, recipe, data_root, default_root, reporter)
     model.learner.to(device)
-    calibration = calibrated(
-        model.learner,
-        {key: value.to(device) for key, value in model.theta.items()},
-        {key: value.to(device) for key, value in model.alpha.items()},
-        source,
-        recipe,
-        reporter,
-    )
+    theta = {key: value.to(device) for key, value in model.theta.items()}
+    alpha = {key: value.to(device) for key, value in model.alpha.items()}
+    calibration = calibrated(model.learner, theta, alpha, source, recipe, reporter)
     if calibration is None:
         raise RecipeError(
             f"{path} cannot be calibrated: it is of regression or transductive, or its validation "
             "classes are too few"
         )
-    return registry.rewrite(model.card.model_copy(update={"calibration": calibration}))
+    pool = source.parts["test"]
+    assert isinstance(pool, Pool)  # as in all classification
+    figures = tuple(
+        with_confidence(
+            figure,
+            confidence(
+                model.learner,
+                theta,
+                alpha,
+                pool,
+                calibration,
+                ways=figure.ways,
+                shots=figure.shots,
+                tasks=figure.tasks,
+                steps=model.card.steps,
+                seed=figure.seed,
+            ),
+        )
+        for figure in model.card.figures
+        if isinstance(figure, AccuracyFigure)  # there is no other
+    )
+    change = {"calibration": calibration, "figures": figures}
+    return registry.rewrite(model.card.model_copy(update=change))
 
 
 def open_version(path: Path) -> tuple[Registry, LoadedModel, Recipe]:
@@ -136,12 +156,18 @@ def load_for(
     data_root: Path | None,
     default_root: Path,
     reporter: Reporter,
+    *,
+    exactly: bool = True,
 ) -> Source:
     """The data that a version's recipe names; arguments as in `measure_model`.
 
+    Where classes came or went they are dealt out anew, and those that a version was trained on may
+    then be among those that it is tested on. Data that are not those that the version was made with
+    are warned of, or where it must be `exactly` those, refused.
+
     Raises:
         DataError: a file is missing or broken.
-        RecipeError: its inputs are not those of the version.
+        RecipeError: its inputs are not those of the version, or the data are others.
     """
     registry, name, _ = _locate(path)
     folder = data_folder(recipe.data, data_root, registry.root / name, default_root)
@@ -151,12 +177,20 @@ def load_for(
             f"the inputs in {folder} have the shape {list(source.input.shape)}, and those of "
             f"{path} {list(model.card.input.shape)}"
         )
+    if source.digest != model.card.data_digest:
+        text = (
+            f"the data in {folder} are not those that {path} was made with: classes that it was "
+            "trained on may be among those held out"
+        )
+        if exactly:
+            raise RecipeError(f"{text}. Put them back as they were, or make a new version")
+        reporter.warning(text)
     return source
 
 
 def _locate(path: Path) -> tuple[Registry, str, int | None]:
     """The registry, the name and, where the path names one, the version."""
     path = path.resolve()
-    if re.match(r"^\d+$", path.name):
+    if re.match(r"^\d+$", path.name) and path.name not in Registry(path.parent).names():
         return Registry(path.parent.parent), path.parent.name, int(path.name)
     return Registry(path.parent), path.name, None

@@ -13,6 +13,7 @@ from app.files import write_atomically
 from app.registry.card import AccuracyFigure, Card, ErrorFigure
 from app.training.confidence import Confidence, confidence
 from app.training.measure import load_for, open_version
+from app.training.recipe import RECIPE_FILE, Recipe, load_recipe
 from app.training.run import TEST_STREAM, Reporter
 
 FILE = "README.md"
@@ -75,15 +76,27 @@ def write_model_card(
         drawn.append("reliability")
     if isinstance(pool, Pool) and card.input.kind == "image":
         shown = card_plots.choose_tasks(model, pool, TEST_STREAM)
-        card_plots.draw_tasks(model, shown, plots / "tasks.png")
-        drawn.append("tasks")
+        if shown:
+            card_plots.draw_tasks(model, shown, plots / "tasks.png")
+            drawn.append("tasks")
     file = folder / FILE
-    write_atomically(file, markdown(card, drawn).encode())
+    write_atomically(file, markdown(card, drawn, _is_beside(recipe, folder)).encode())
     return file
 
 
-def markdown(card: Card, drawn: Sequence[str]) -> str:
-    """The text, with the plots that were `drawn`."""
+def _is_beside(recipe: Recipe, folder: Path) -> bool:
+    """Whether the recipe in a model's folder is the one that a version was made by."""
+    try:
+        return load_recipe(folder / RECIPE_FILE).digest() == recipe.digest()
+    except RecipeError:
+        return False
+
+
+def markdown(card: Card, drawn: Sequence[str], recipe_is_beside: bool) -> str:
+    """The text, with the plots that were `drawn`.
+
+    How to make the version again it says if the recipe is beside it.
+    """
     parts = [
         f"# {card.name}\n\n{card.description}\n",
         f"This is version {card.version}. It was written by `innerloop models card`.\n",
@@ -105,12 +118,12 @@ def markdown(card: Card, drawn: Sequence[str]) -> str:
         )
     if "tasks" in drawn:
         parts.append(
-            "## Tasks and answers\n\n![Four tasks](plots/tasks.png)\n\nOn the left one example of "
-            "each of five classes that θ has never seen, on the right queries with the answer and "
+            "## Tasks and answers\n\n![Tasks](plots/tasks.png)\n\nOn the left one example of each "
+            "of some classes that θ has never seen, on the right queries with the answer and "
             "its probability: the first tasks that were answered without an error, and the first "
             "that were not.\n"
         )
-    parts.append(f"## How it was made\n\n{_making(card)}")
+    parts.append(f"## How it was made\n\n{_making(card, recipe_is_beside)}")
     return "\n".join(parts)
 
 
@@ -200,21 +213,25 @@ def _accuracies(card: Card, accuracies: Sequence[AccuracyFigure]) -> str:
     ]
     command = (
         f"\n```\ninnerloop evaluate models/{card.name}/{card.version} --ways {accuracies[0].ways} "
-        f"--shots {accuracies[0].shots} --tasks {accuracies[0].tasks}\n```\n"
+        f"--shots {accuracies[0].shots} --queries {accuracies[0].queries} --tasks "
+        f"{accuracies[0].tasks}\n```\n"
     )
     return _table(columns, rows) + command
 
 
-def _making(card: Card) -> str:
+def _making(card: Card, recipe_is_beside: bool) -> str:
     made = card.made_with
     minutes = card.wall_seconds / 60
-    return (
-        f"By [`recipe.toml`](recipe.toml), which the card holds too: {card.iterations:,} "
+    recipe = "[`recipe.toml`](recipe.toml)" if recipe_is_beside else "the recipe in its card"
+    text = (
+        f"By {recipe}: {card.iterations:,} "
         f"iterations with seed {card.seed}, {minutes:.0f} minutes on {made.get('device', 'cpu')} "
-        f"with torch {made.get('torch', '')}. `{card.version}/card.json` has the digest of the "
-        "data and every figure. To make it again:\n\n"
-        f"```\ninnerloop train models/{card.name}/recipe.toml\n```\n"
+        f"with torch {made.get('torch', '')}. `{card.version}/card.json` has the recipe, the "
+        "digest of the data and every figure."
     )
+    if not recipe_is_beside:
+        return f"{text}\n"
+    return f"{text} To make it again:\n\n```\ninnerloop train models/{card.name}/recipe.toml\n```\n"
 
 
 def _number(value: float | None) -> str:

@@ -13,7 +13,7 @@ from app.errors import DataError, RecipeError
 from app.files import write_atomically
 from app.learning.networks import build_network
 from app.registry.card import NAME_PATTERN
-from app.training.recipe import load_recipe
+from app.training.recipe import RECIPE_FILE, load_recipe
 
 SIZES = (28, 32, 48, 64, 84)
 """Heights that pictures are made to; what is larger costs time and hardly helps this network."""
@@ -161,7 +161,7 @@ def new_recipe(name: str, folder: Path, models_dir: Path) -> New:
             f"{name!r} cannot be a model's name: use up to 63 of a-z, 0-9, - and _, and begin with "
             "a letter or digit"
         )
-    path = models_dir / name / "recipe.toml"
+    path = models_dir / name / RECIPE_FILE
     if path.exists() or (models_dir / name).is_file():
         raise RecipeError(f"{path} exists already: take another name, or edit it")
     found = survey(folder)

@@ -74,6 +74,10 @@ class ConsoleReporter:
         name = f"{measure.ways}-way {measure.shots}-shot"
         self._show(name, name, done, measure.tasks)
 
+    def warning(self, text: str) -> None:
+        """Something that the user should know of."""
+        self._progress.console.print(f"warning: {text}", soft_wrap=True, markup=False)
+
     def _show(self, key: str, text: str, done: int, total: int) -> None:
         if key not in self._bars:
             self._bars[key] = self._progress.add_task(text)

@@ -33,6 +33,8 @@ def _with_colon(name: str) -> str:
     return f"{module}:{attribute}" if dot and ":" not in name else name
 
 
+RECIPE_FILE = "recipe.toml"
+"""Of a model, in its folder."""
 Positive = Annotated[float, Field(gt=0)]
 Range = Annotated[tuple[int, int], AfterValidator(_ascending)]
 

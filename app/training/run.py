@@ -37,6 +37,9 @@ class Reporter(Protocol):
     def measuring(self, measure: Measure, done: int) -> None:
         """A figure for the card is being measured."""
 
+    def warning(self, text: str) -> None:
+        """Something that the user should know of."""
+
 
 @dataclass(frozen=True)
 class Job:

@@ -237,9 +237,13 @@ def test_a_version_without_a_calibration_gets_one_and_keeps_its_theta(shell, tra
     assert status == 0
     assert "Wrote the calibration of" in out
     again = registry.load("tiny", 1).card
-    assert again.model_copy(update={"calibration": None}) == card.model_copy(
-        update={"calibration": None}
-    )
+    differs = {"calibration": None, "figures": ()}
+    assert again.model_copy(update=differs) == card.model_copy(update=differs)
+    for ours, theirs in zip(again.figures, card.figures, strict=True):
+        honest = {"calibration_error": None, "outlier_auroc": None}
+        assert ours.model_copy(update=honest) == theirs.model_copy(update=honest)
+        for name in honest:
+            assert getattr(ours, name) == pytest.approx(getattr(theirs, name), abs=0.02)
     for name in ("temperature", "outlier"):  # the job fits the same, but for rounding
         fitted = getattr(card.calibration, name)
         assert getattr(again.calibration, name) == pytest.approx(fitted, rel=0.02, abs=0.02)

@@ -95,10 +95,7 @@ def test_rotation_scale_shear_and_shift_are_bilinear_samples_at_the_moved_places
     degrees, scale, shear, shift = 25.0, 0.2, 0.15, 0.1
     a, k = radians(degrees), exp(scale)
     rotation = np.array([[cos(a), -sin(a)], [sin(a), cos(a)]])
-    square = k * rotation @ np.array([[1, shear], [0, 1]])
-    # Angles are those of coordinates in which the picture is a square of side 2.
-    stretch = np.diag([14 / 2, 10 / 2])
-    matrix = stretch @ square @ np.linalg.inv(stretch)
+    matrix = k * rotation @ np.array([[1, shear], [0, 1]])  # of pixels, which are square
     expected = pulled(picture, matrix, (14 * shift, 10 * shift))
     images = torch.from_numpy(picture).float().view(1, 1, 1, 1, 10, 14)
     moved = utmost(images, Jitter(degrees, scale, shear, shift))

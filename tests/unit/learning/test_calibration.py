@@ -96,3 +96,13 @@ def test_the_area_under_the_curve_is_the_share_of_pairs_in_order_ties_counting_h
     pairs = [(p > n) + (p == n) / 2 for p in positive.tolist() for n in negative.tolist()]
     assert area_under_roc(positive, negative) == pytest.approx(sum(pairs) / len(pairs))
     assert area_under_roc(negative, positive) == pytest.approx(1 - sum(pairs) / len(pairs))
+
+
+def test_outlier_terms_of_a_query_are_the_same_among_many():
+    generator = torch.Generator().manual_seed(4)
+    queries = 30 + torch.randn(60, 512, generator=generator)
+    means = 30 + torch.randn(40, 512, generator=generator)
+    size, classes = torch.tensor([40.0, 1.0]).log(), torch.ones(40, dtype=torch.bool)
+    among = outlier_terms(queries, means, classes, size)
+    alone = torch.cat([outlier_terms(query[None], means, classes, size) for query in queries])
+    torch.testing.assert_close(among, alone, rtol=0, atol=2e-6)

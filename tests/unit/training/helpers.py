@@ -219,6 +219,7 @@ class Recorder:
     losses: list[float] = field(default_factory=list)
     iterations: list[int] = field(default_factory=list)
     lines: list[dict] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def loading(self, name: str, done: int, total: int) -> None: ...
 
@@ -234,6 +235,9 @@ class Recorder:
 
     def measuring(self, measure: Measure, done: int) -> None:
         self.measures(measure, done)
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
 
 
 class Killed(BaseException):

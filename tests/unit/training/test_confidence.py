@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from app.data.pools import ClassPool, TaskShape
+from app.errors import Diverged
 from app.learning.calibration import temperature
 from app.learning.heads import build_head
 from app.learning.learner import Learner
@@ -63,6 +64,7 @@ def test_the_outlier_weights_that_are_fitted_are_those_the_labels_were_drawn_by(
     generator = torch.Generator().manual_seed(1)
     terms = torch.randn(40_000, 6, generator=generator, dtype=torch.float64)
     terms[:, 0] = 1
+    terms[:, 5] = terms[:, 1] * terms[:, 3]
     true = torch.tensor([0.3, 1.5, -1.0, 0.2, 0.0, 0.5], dtype=torch.float64)
     outlier = torch.rand(40_000, generator=generator) < (terms @ true).sigmoid()
     cell = Cell(*[torch.empty(0)] * 2, terms[~outlier], terms[outlier], torch.empty(2))
@@ -143,3 +145,21 @@ def test_the_same_seed_fits_the_same_and_progress_is_told():
     ]
     assert fits[0] == fits[1]
     assert told[:3] == [(0, 3), (1, 3), (2, 3)]
+
+
+@pytest.mark.parametrize("classes", [5, 9])
+def test_a_pool_for_two_classes_alone_tells_outliers_of_five_too(classes, monkeypatch):
+    monkeypatch.setattr(confidence, "CELL_QUERIES", 400)
+    few = pool_of(noise=60, classes=classes, seed=1)
+    fitted = calibrate(LEARNER, THETA, ALPHA, few, shots=2, steps=1, seed=1)
+    told = confidence.confidence(
+        LEARNER, THETA, ALPHA, pool_of(noise=60), fitted, ways=5, shots=1, tasks=40, steps=1, seed=2
+    )
+    assert told.known.median() < 0.5 < told.unknown.median()
+    assert told.outlier_auroc > 0.8
+
+
+def test_an_inner_loop_that_diverges_is_said_so():
+    far = {name: value * 1e30 for name, value in ALPHA.items()}
+    with pytest.raises(Diverged, match="diverges on some 2-way 1-shot tasks: lower α"):
+        calibrate(LEARNER, THETA, far, pool_of(noise=60), shots=1, steps=2, seed=1)

@@ -1,3 +1,4 @@
+import shutil
 from hashlib import sha256
 from pathlib import Path
 
@@ -9,17 +10,17 @@ from app.errors import ModelNotFound, RecipeError, RegistryError
 from app.registry import Registry
 from app.registry.card import AccuracyFigure
 from app.registry.registry import build_learner, encode_theta
-from app.training.measure import measure_model
+from app.training.measure import calibrate_version, measure_model, open_version
 from app.training.recipe import Measure
 from tests.fakes import make_card
-from tests.unit.training.helpers import Recorder, feed, recipe, run
+from tests.unit.training.helpers import Recorder, feed, make_pool, make_pools, recipe, run
 
 
 def measured(path: Path, ways: int = 4, **changes) -> AccuracyFigure:
     wanted = Measure(ways=ways, shots=1, queries=3, tasks=6)
     options = {"pool": "test", "steps": 0, "seed": 2, "data_root": None}
     options |= {"default_root": Path("data"), "device": torch.device("cpu")}
-    return measure_model(path, wanted, reporter=Recorder(), **(options | changes))
+    return measure_model(path, wanted, **({"reporter": Recorder()} | options | changes))
 
 
 def save_model(root: Path, head: str, made_by: dict) -> Path:
@@ -104,3 +105,32 @@ def test_a_card_without_its_recipe_is_named(tmp_path):
     path = save_model(tmp_path, "shared-row", {})
     with pytest.raises(RegistryError, match=rf"card of {path} has no recipe"):
         measured(path)
+
+
+def test_a_model_whose_name_is_a_number_is_found(tmp_path, whole_run):
+    shutil.copytree(whole_run / "models" / "tiny", tmp_path / "2024")
+    card = tmp_path / "2024" / "1" / "card.json"
+    card.write_text(card.read_text().replace('"name": "tiny"', '"name": "2024"'))
+    for path in (tmp_path / "2024", tmp_path / "2024" / "1"):
+        _, model, _ = open_version(path)
+        assert (model.card.name, model.card.version) == ("2024", 1)
+
+
+def test_classes_that_came_later_are_warned_of_and_nothing_is_calibrated_on_them(
+    whole_run, monkeypatch
+):
+    feed(monkeypatch, make_pools() | {"validation": make_pool(7, 2)})
+    model, reporter = whole_run / "models" / "tiny" / "1", Recorder()
+    measured(model, reporter=reporter)
+    [warning] = reporter.warnings
+    assert "not those that" in warning
+    before = (model / "card.json").read_bytes()
+    with pytest.raises(RecipeError, match="Put them back as they were, or make a new version"):
+        calibrate_version(
+            model,
+            data_root=None,
+            default_root=whole_run,
+            device=torch.device("cpu"),
+            reporter=Recorder(),
+        )
+    assert (model / "card.json").read_bytes() == before
