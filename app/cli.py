@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from app import __version__
-from app.errors import InnerloopError
+from app.errors import InnerloopError, RecipeError, RegistryError
 from app.settings import Settings
 
 cli = typer.Typer(
@@ -114,6 +114,12 @@ def train(
 
     settings = _settings()
     wanted = load_recipe(recipe)
+    folder_name = recipe.resolve().parent.name
+    if wanted.name != folder_name:
+        raise RecipeError(
+            f'{recipe} says name = "{wanted.name}" and lies in the folder {folder_name}: a version '
+            "is written beside its recipe, so both must be the same"
+        )
     if threads:
         torch.set_num_threads(threads)
     with (
@@ -196,6 +202,11 @@ def evaluate(
         if report.calibration_error is not None and report.outlier_auroc is not None:
             typer.echo(f"expected calibration error {report.calibration_error:.4f}")
             typer.echo(f"queries of other classes told by AUROC {report.outlier_auroc:.4f}")
+        else:
+            typer.echo(
+                "how honest its confidence is was not measured: that takes a calibrated model and "
+                f"{2 * ways} classes, half of which are unknown to it"
+            )
 
 
 @models_cli.command("card")
@@ -273,9 +284,14 @@ def list_models() -> None:
     registry = Registry(_settings().models_dir)
     digest = Column("SHA-256 of θ", overflow="fold")
     table = Table("model", "version", "task", "steps", "parameters", digest)
+    broken = []
     for name in registry.names():
         for number in registry.versions(name):
-            card = registry.load(name, number).card
+            try:
+                card = registry.load(name, number).card
+            except RegistryError as error:
+                broken.append(str(error))
+                continue
             table.add_row(
                 name,
                 str(number),
@@ -284,7 +300,12 @@ def list_models() -> None:
                 str(card.parameters),
                 card.theta_sha256,
             )
-    Console().print(table)
+    if table.row_count or not broken:
+        Console().print(table)
+    for reason in broken:
+        _print_error(reason)
+    if broken:
+        raise typer.Exit(1)
 
 
 @database_cli.command("upgrade")

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def split_by_shares(names: Sequence[str], of: tuple[int, int, int], seed: int) -
 def split_by_list(names: Sequence[str], path: Path) -> Split:
     """Reads the part of each class from a CSV file with the header `class,part`.
 
+    An umlaut is the same as one character and as two, which file systems and editors mix.
+
     Raises:
         DataError: the file is missing or broken, or does not name each of the classes once.
     """
@@ -62,27 +65,42 @@ def split_by_list(names: Sequence[str], path: Path) -> Split:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, strict=True)
-            if next(rows, None) != HEADER:
-                raise ValueError("its first line is not class,part")
-            for row in rows:
+            first = next(rows, [])
+            if _stripped(first) != HEADER:
+                raise ValueError(f"its first line is not class,part but {','.join(first)!r}")
+            for row in map(_stripped, rows):
                 if len(row) != 2 or row[1] not in PARTS:
                     raise ValueError(
-                        f"line {rows.line_num} is not a class and one of {', '.join(PARTS)}"
+                        f"line {rows.line_num} is not a class and one of {', '.join(PARTS)}: "
+                        f"{','.join(row)!r}"
                     )
                 if row[0] in part_of:
                     raise ValueError(f"line {rows.line_num} lists {row[0]} again")
                 part_of[row[0]] = row[1]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no UTF-8: save it as UTF-8") from error
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path} cannot be used to split the classes: {error}") from error
+    listed = {_composed(name): name for name in names}
     for which, odd in (
-        ("lists no part of", sorted(set(names) - part_of.keys())),
-        ("lists what has no folder,", sorted(part_of.keys() - set(names))),
+        ("lists no part of", sorted(listed.keys() - part_of.keys())),
+        ("lists what has no folder,", sorted(part_of.keys() - listed.keys())),
     ):
         if odd:
             more = f" and {len(odd) - 1} more" if odd[1:] else ""
             raise DataError(f"{path} {which} {odd[0]}{more}: it must list every class once")
-    split = {part: tuple(sorted(n for n in names if part_of[n] == part)) for part in PARTS}
+    split = {
+        part: tuple(sorted(n for n in names if part_of[_composed(n)] == part)) for part in PARTS
+    }
     for part, its in split.items():
         if len(its) < LEAST_CLASSES:
             raise DataError(f"{path} lists fewer than {LEAST_CLASSES} classes for {part}: add some")
     return split
+
+
+def _stripped(row: Sequence[str]) -> list[str]:
+    return [_composed(cell.strip()) for cell in row]
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)

@@ -119,6 +119,7 @@ def calibrate(
         tasks = max(LEAST_TASKS, math.ceil(CELL_QUERIES / (ways * queries)))
         shape = TaskShape((2 * ways, 2 * ways), (each, each), queries)
         cells.append(_answer(learner, theta, alpha, pool, shape, tasks, steps, seed))
+    progress(len(sizes), len(sizes))
     if not cells:
         return None
     return Calibration(temperature=_fit_temperature(cells), outlier=_fit_outlier(cells))

@@ -4,6 +4,7 @@ import json
 import resource
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from app.training.evaluate import Evaluation, evaluate, examples_to_device, to_d
 from app.training.interrupts import interrupts_held
 from app.training.publish import publish
 from app.training.recipe import Measure, PretrainingStage, Recipe
-from app.training.run import LOG, VALIDATION_STREAM, Job, Reporter
+from app.training.run import LOG, VALIDATION_STREAM, Job, Reporter, reserved
 from app.training.sources import load_data
 from app.training.state import (
     State,
@@ -106,16 +107,17 @@ def train(
     job = Job(recipe, learner, source, run_dir, registry, device, world, reporter, sha256)
     state = initial_state(recipe, learner, device, classes=_classes(job), initial=initial)
     learner.to(device)
-    restored = job.checkpoint.exists()
-    world.wait()  # no process may look for the checkpoint once the leading one has written it
-    if restored:
-        restore_checkpoint(job.checkpoint, state, job.identity)
-    else:  # at once, so that a folder that cannot be written to costs no work
-        _keep(job, state)
-    _meta_train(job, state, validated=_cut_log(job, state.iteration) if world.leads else 0)
-    if world.leads:
-        publish(job, state)
-    world.wait()
+    with reserved(run_dir) if world.leads else nullcontext():
+        restored = job.checkpoint.exists()
+        world.wait()  # no process may look for the checkpoint once the leading one has written it
+        if restored:
+            restore_checkpoint(job.checkpoint, state, job.identity)
+        else:  # at once, so that a folder that cannot be written to costs no work
+            _keep(job, state)
+        _meta_train(job, state, validated=_cut_log(job, state.iteration) if world.leads else 0)
+        if world.leads:
+            publish(job, state)
+        world.wait()
     return registry.folder(recipe.name, recipe.version)
 
 

@@ -211,12 +211,19 @@ def _accuracies(card: Card, accuracies: Sequence[AccuracyFigure]) -> str:
         )
         for figure in accuracies
     ]
+    unmeasured = any(figure.calibration_error is None for figure in accuracies)
+    text = (
+        "\nHow honest the confidence is takes twice as many test classes as a task has; where "
+        "there are fewer, or the model is not calibrated, its cells are empty.\n"
+        if unmeasured
+        else ""
+    )
     command = (
         f"\n```\ninnerloop evaluate models/{card.name}/{card.version} --ways {accuracies[0].ways} "
         f"--shots {accuracies[0].shots} --queries {accuracies[0].queries} --tasks "
         f"{accuracies[0].tasks}\n```\n"
     )
-    return _table(columns, rows) + command
+    return _table(columns, rows) + text + command
 
 
 def _making(card: Card, recipe_is_beside: bool) -> str:

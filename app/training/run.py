@@ -1,6 +1,10 @@
 """What a run of the offline job works on, and who is told of it."""
 
+import fcntl
 import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -8,6 +12,7 @@ from typing import Protocol
 import torch
 
 from app.data.distributions import Source
+from app.errors import CheckpointError
 from app.learning.learner import Learner
 from app.registry.registry import Registry
 from app.training.distributed import World
@@ -65,3 +70,28 @@ class Job:
     def checkpoint(self) -> Path:
         """Where the state of this run is kept."""
         return self.run_dir / CHECKPOINT
+
+
+@contextmanager
+def reserved(run_dir: Path) -> Iterator[None]:
+    """Keeps a run's folder from other processes.
+
+    Raises:
+        CheckpointError: another one has it, or it cannot be written to.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        folder = os.open(run_dir, os.O_RDONLY)
+    except OSError as error:
+        raise CheckpointError(f"{run_dir} cannot be written to: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"{run_dir} belongs to a training that runs now: wait for its end, or give "
+                "another folder by --run"
+            ) from error
+        yield
+    finally:
+        os.close(folder)

@@ -380,3 +380,19 @@ def test_a_network_of_ones_own_is_looked_for_in_the_working_folder_but_last(shel
     assert str(Path.cwd() / "somebodys_module.py") in message
     assert "has no 'network'" in message
     assert sys.path[-1] == str(Path.cwd())
+
+
+def test_list_shows_the_others_beside_a_broken_one(shell, trained):
+    shutil.copytree(trained / "1", trained / "2")
+    status, out, err = shell("models", "list")
+    assert status == 1
+    assert "tiny" in out
+    assert "2/card.json is the card of tiny 1" in " ".join(err.split())
+
+
+def test_a_recipe_of_another_name_than_its_folder_is_refused(shell, tmp_path):
+    path = write_recipe(tmp_path / "models", ('name = "tiny"', 'name = "other"'))
+    status, _, err = shell("train", path, "--threads", "1")
+    assert status == 1
+    assert 'says name = "other" and lies in the folder tiny' in " ".join(err.split())
+    assert [each.name for each in (tmp_path / "models").iterdir()] == ["tiny"]

@@ -1,3 +1,4 @@
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -107,11 +108,11 @@ def test_a_list_that_is_not_there_is_named(tmp_path):
     ("content", "reason"),
     [
         (b"", "first line is not class,part"),
-        (b"class;part\na;train\n", "first line is not class,part"),
-        (b"class,part\na,exam\n", "line 2 is not a class and one of train, validation, test"),
+        (b"class;part\na;train\n", "first line is not class,part but 'class;part'"),
+        (b"class,part\na,exam\n", "line 2 is not a class and .* validation, test: 'a,exam'"),
         (b"class,part\na\n", "line 2 is not a class"),
         (b"class,part\na,train\na,test\n", "line 3 lists a again"),
-        (b"class,part\n\xff,train\n", "utf-8"),
+        (b"class,part\n\xff,train\n", "save it as UTF-8"),
     ],
 )
 def test_a_broken_list_is_named_with_the_reason(tmp_path, content, reason):
@@ -134,3 +135,18 @@ def test_a_list_needs_two_classes_of_each_part(tmp_path):
     path = write(tmp_path, LISTED | {"g": "train"})
     with pytest.raises(DataError, match="fewer than 2 classes for validation"):
         split_by_list(tuple(LISTED), path)
+
+
+def test_spaces_and_the_form_of_an_umlaut_make_no_other_class(tmp_path):
+    path = tmp_path / "classes.csv"
+    names = [unicodedata.normalize("NFC", f"ä{number}") for number in range(6)]
+    parts = [part for part in ("train", "validation", "test") for _ in range(2)]
+    rows = [
+        f"{unicodedata.normalize('NFD', name)} , {part}\n"
+        for name, part in zip(names, parts, strict=True)
+    ]
+    path.write_text("".join(["class,part\n", *rows]), encoding="utf-8")
+    split = split_by_list(names, path)
+    assert split == {
+        part: tuple(names[at : at + 2]) for at, part in zip((0, 2, 4), split, strict=True)
+    }

@@ -8,6 +8,7 @@ from app.data.omniglot import INPUT
 from app.errors import CheckpointError
 from app.registry.registry import build_learner
 from app.training.checkpoint import restore_checkpoint, save_checkpoint
+from app.training.run import reserved
 from app.training.state import State, initial_state, outer_step
 from tests.unit.training.helpers import recipe
 
@@ -111,3 +112,18 @@ def test_saving_replaces_the_file_and_leaves_no_other(path):
     restored = fresh()
     restore_checkpoint(path, restored, "digest")
     assert restored.iteration == 3
+
+
+def test_a_run_folder_belongs_to_one_process_at_a_time(tmp_path):
+    belongs = pytest.raises(CheckpointError, match="run belongs to a training that runs now")
+    with reserved(tmp_path / "run"), belongs, reserved(tmp_path / "run"):
+        pytest.fail("two have it")
+    with reserved(tmp_path / "run"):
+        pass
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    named = pytest.raises(CheckpointError, match="file/run cannot be written to")
+    with named, reserved(tmp_path / "file" / "run"):
+        pytest.fail("it was made")
