@@ -39,15 +39,20 @@ def main() -> None:
     try:
         cli(standalone_mode=True)
     except InnerloopError as error:
-        _print_error(" ".join(str(error).split()))
+        _print_error(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 def _print_error(message: str) -> None:
+    """One line, however many the message has."""
     Console(stderr=True).print(
-        f"innerloop: {message}", style="red", markup=False, highlight=False, soft_wrap=True
+        f"innerloop: {' '.join(message.split())}",
+        style="red",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
 
 
