@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     queue_limit: int = Field(256, ge=1)
     """Most requests that wait for the device; beyond it the answer is 503."""
     batch_limit: int = Field(16, ge=1)
-    """Most requests that share one batch on the device."""
+    """Most requests that share one batch on the device; a CPU computes each adaptation alone."""
     phi_cache_bytes: int = Field(512 * MEBIBYTE, ge=0)
     """Size of the cache of adapted weights φ on the device, in bytes."""
     deadline_seconds: float = Field(30.0, gt=0)
