@@ -119,10 +119,10 @@ def train(
 
     settings = _settings()
     wanted = load_recipe(recipe)
-    folder_name = recipe.resolve().parent.name
-    if wanted.name != folder_name:
+    home = recipe.resolve().parent
+    if wanted.name != home.name:
         raise RecipeError(
-            f'{recipe} says name = "{wanted.name}" and lies in the folder {folder_name}: a version '
+            f'{recipe} says name = "{wanted.name}" and lies in the folder {home.name}: a version '
             "is written beside its recipe, so both must be the same"
         )
     if threads:
@@ -135,9 +135,9 @@ def train(
         try:
             folder = run_job(
                 wanted,
-                data_dir=data_folder(wanted.data, data, recipe.resolve().parent, settings.data_dir),
+                data_dir=data_folder(wanted.data, data, home, settings.data_dir),
                 run_dir=run_dir,
-                models_dir=recipe.resolve().parent.parent,
+                models_dir=home.parent,
                 device=own_device,
                 reporter=reporter,
                 world=world,

@@ -81,10 +81,10 @@ def split_by_list(names: Sequence[str], path: Path) -> Split:
         raise DataError(f"{path} is no UTF-8: save it as UTF-8") from error
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path} cannot be used to split the classes: {error}") from error
-    listed = {_composed(name): name for name in names}
+    listed = set(map(_composed, names))
     for which, odd in (
-        ("lists no part of", sorted(listed.keys() - part_of.keys())),
-        ("lists what has no folder,", sorted(part_of.keys() - listed.keys())),
+        ("lists no part of", sorted(listed - part_of.keys())),
+        ("lists what has no folder,", sorted(part_of.keys() - listed)),
     ):
         if odd:
             more = f" and {len(odd) - 1} more" if odd[1:] else ""

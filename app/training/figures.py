@@ -11,7 +11,7 @@ from app.errors import Diverged
 from app.learning.inner_loop import Alpha
 from app.learning.learner import Learner
 from app.registry.card import AccuracyFigure, Calibration, ErrorFigure, Protocol
-from app.training.confidence import Confidence, calibrate, confidence
+from app.training.confidence import calibrate, confidence
 from app.training.evaluate import Evaluation, evaluate
 from app.training.recipe import Measure, Recipe
 from app.training.run import VALIDATION_STREAM, Reporter
@@ -64,26 +64,10 @@ def measure_figure(
         seed=seed,
         progress=lambda done: reporter.measuring(wanted, done),
     )
-    if not all(map(math.isfinite, (*result.interval, *result.by_step))):
-        raise Diverged(
-            f"The inner loop diverges on some of the tasks, by step {result.by_step}: lower α, or "
-            "take fewer steps."
-        )
-    told = None
-    if calibration is not None and isinstance(source, Pool):
-        told = confidence(
-            learner,
-            theta,
-            alpha,
-            source,
-            calibration,
-            ways=wanted.ways,
-            shots=wanted.shots,
-            tasks=wanted.tasks,
-            steps=steps,
-            seed=seed,
-        )
-    return _figure(learner, split, wanted, seed, result, told)
+    figure = _figure(learner, split, wanted, seed, result)
+    if calibration is None or not (isinstance(source, Pool) and isinstance(figure, AccuracyFigure)):
+        return figure
+    return with_confidence(figure, learner, theta, alpha, source, calibration, steps)
 
 
 def calibrated(
@@ -119,8 +103,12 @@ def _figure(
     wanted: Measure,
     seed: int,
     result: Evaluation,
-    told: Confidence | None,
 ) -> AccuracyFigure | ErrorFigure:
+    if not all(map(math.isfinite, (*result.interval, *result.by_step))):
+        raise Diverged(
+            f"The inner loop diverges on some of the tasks, by step {result.by_step}: lower α, or "
+            "take fewer steps."
+        )
     places = 4 if result.nearest_class_mean is None else 2
     mean, low, high = (round(value, places) for value in (result.mean, *result.interval))
     by_step = tuple(round(value, places) for value in result.by_step)
@@ -137,7 +125,7 @@ def _figure(
             confidence_interval_95=(low, high),
             mse_by_step=by_step,
         )
-    figure = AccuracyFigure(
+    return AccuracyFigure(
         split=split,
         protocol=protocol,
         ways=wanted.ways,
@@ -155,11 +143,33 @@ def _figure(
             round(result.nearest_class_mean_interval[1], places),
         ),
     )
-    return with_confidence(figure, told)
 
 
-def with_confidence(figure: AccuracyFigure, told: Confidence | None) -> AccuracyFigure:
-    """The figure, and how honest the confidence is, None where that could not be measured."""
+def with_confidence(
+    figure: AccuracyFigure,
+    learner: Learner,
+    theta: Mapping[str, Tensor],
+    alpha: Alpha,
+    pool: Pool,
+    calibration: Calibration,
+    steps: int,
+) -> AccuracyFigure:
+    """The figure, and how honest the confidence is on as many tasks of its size.
+
+    That is None where the pool has not twice as many classes. Arguments as in `measure_figure`.
+    """
+    told = confidence(
+        learner,
+        theta,
+        alpha,
+        pool,
+        calibration,
+        ways=figure.ways,
+        shots=figure.shots,
+        tasks=figure.tasks,
+        steps=steps,
+        seed=figure.seed,
+    )
     honest = {
         "calibration_error": told and round(told.calibration_error, 4),
         "outlier_auroc": told and round(told.outlier_auroc, 4),

@@ -11,7 +11,6 @@ from app.data.pools import Pool
 from app.errors import ModelNotFound, RecipeError, RegistryError
 from app.registry.card import AccuracyFigure, ErrorFigure
 from app.registry.registry import LoadedModel, Registry
-from app.training.confidence import confidence
 from app.training.figures import calibrated, measure_figure, with_confidence
 from app.training.recipe import Measure, Recipe
 from app.training.run import Reporter
@@ -107,21 +106,7 @@ def calibrate_version(
     pool = source.parts["test"]
     assert isinstance(pool, Pool)  # as in all classification
     figures = tuple(
-        with_confidence(
-            figure,
-            confidence(
-                model.learner,
-                theta,
-                alpha,
-                pool,
-                calibration,
-                ways=figure.ways,
-                shots=figure.shots,
-                tasks=figure.tasks,
-                steps=model.card.steps,
-                seed=figure.seed,
-            ),
-        )
+        with_confidence(figure, model.learner, theta, alpha, pool, calibration, model.card.steps)
         for figure in model.card.figures
         if isinstance(figure, AccuracyFigure)  # there is no other
     )

@@ -140,6 +140,11 @@ class Stage(Part):
             )
         return self
 
+    @property
+    def second_order(self) -> bool:
+        """Whether inner gradients are no constants for the meta-gradient."""
+        return self.algorithm in ("maml", "multi-step-maml")
+
     def shape(self) -> TaskShape:
         """The tasks of a meta-batch."""
         return TaskShape(self.ways, self.shots, self.queries)
@@ -283,7 +288,7 @@ class Recipe(Part):
     def second_order(self) -> bool:
         """Whether a stage takes a gradient through the network's gradient."""
         return bool(self.inner.alpha_network) and any(
-            stage.algorithm in ("maml", "multi-step-maml") for stage in self.task_stages
+            stage.second_order for stage in self.task_stages
         )
 
     @property

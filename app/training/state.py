@@ -236,10 +236,8 @@ def _of_chunk(
 
 def _is_derived_twice(learner: Learner, alpha: Params, stage: Stage) -> bool:
     """Whether the meta-gradient goes through a gradient of the network."""
-    if stage.algorithm not in ("maml", "multi-step-maml"):
-        return False
-    moved = {name for step in range(stage.steps) for name in learner.trainable(step, list(alpha))}
-    return any(name.startswith(NETWORK) for name in moved)
+    moved = learner.trainable(stage.steps - 1, list(alpha))  # no step moves more than the last
+    return stage.second_order and any(name.startswith(NETWORK) for name in moved)
 
 
 def _gradients(state: State, loss: Tensor) -> list[Tensor | None]:
