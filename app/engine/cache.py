@@ -2,35 +2,8 @@
 
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
 
-from torch import Tensor
-
-from app.learning.heads import Params
-
-
-@dataclass(frozen=True)
-class Phi:
-    """φ of one session; a head of fixed width has more rows than the first `ways`."""
-
-    parameters: Params
-    ways: int
-    means: Tensor
-    """Mean feature vectors of the classes by φ (rows, D)."""
-    size: Tensor
-    """log N and log K, see `app.learning.calibration.task_size`."""
-
-    @property
-    def rows(self) -> int:
-        """Rows of the head."""
-        return self.means.shape[0]
-
-    @property
-    def bytes(self) -> int:
-        """Size on the device."""
-        held = (*self.parameters.values(), self.means, self.size)
-        return sum(value.numel() * value.element_size() for value in held)
-
+from app.engine.phi import Phi
 
 MOST_MISSED = 1000
 """Of so many missed φ the cache remembers since when; callers ask for each to be made anew."""

@@ -1,22 +1,21 @@
 """What the device computes: adaptations and answers, several at once where that is faster."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import structlog
 import torch
 import torch.func
 from torch import Tensor
 from torch.func import vmap
-from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from app.engine.cache import Phi
+from app.engine.phi import Contents, Layout, Phi
 from app.engine.requests import Answers, Floats, SupportSet
-from app.engine.shapes import QUERY_SIZES, padded, padded_queries, padded_rows, sharing_of
+from app.engine.shapes import padded, padded_rows, sharing_of
 from app.learning import heads
 from app.learning.calibration import (
     class_means,
@@ -25,21 +24,26 @@ from app.learning.calibration import (
     task_size,
     temperature,
 )
-from app.learning.heads import Params
 from app.learning.inner_loop import adapt
-from app.learning.learner import HEAD
 from app.learning.losses import membership
 from app.learning.tasks import Examples
 from app.learning.vjp import Vjp, vjp_once
+from app.recordings import CannotRecord, Compute, Recordings
 from app.registry.registry import LoadedModel
 
-WARM_STEPS = 3
-"""Later steps do nothing new: the first may move the head alone, and in the second the network is
-still one for all tasks."""
+log = structlog.get_logger(__name__)
+
+Adapted = tuple[Phi, tuple[float, ...]]
+"""φ, and the support loss before the first step and after each."""
 
 
 class Computer:
-    """One model version on the device. Only the device's thread calls it."""
+    """One model version on the device. Only the device's thread calls it.
+
+    Tasks that share a computation meet in slots, one row of `slots` for each: an adaptation writes
+    φ there, and queries are answered by what has been copied there. So recordings of whatever shape
+    read and write one place.
+    """
 
     def __init__(self, model: LoadedModel, device: torch.device, max_classes: int, at_once: int):
         self.card = model.card
@@ -51,32 +55,34 @@ class Computer:
         self.sharing = sharing_of(device)
         self.theta = {name: value.to(device) for name, value in model.theta.items()}
         self.alpha = {name: value.to(device) for name, value in model.alpha.items()}
+        self.calibration: tuple[Tensor, Tensor] | None = None
+        """The weights of the temperature and of the outlier's probability."""
+        if calibration := self.card.calibration:
+            self.calibration = (
+                torch.tensor(calibration.temperature, device=device),
+                torch.tensor(calibration.outlier, device=device),
+            )
+        self.layout = Layout(self.learner, self.theta)
+        rows = self.learner.head.rows(self.most_rows)
+        slots = max(self.sharing.counts(padded(1), at_once), default=0)
+        self.slots = torch.zeros(slots, self.layout.length(rows), device=device)
+        self.adaptations, self.answers = Recordings(), Recordings()
+        self.recorded = True
+        # In training mode networks answer the same, ours by matrix products: a GPU's fastest way.
+        self.learner.network.train(device.type == "cuda")
 
-    def adapt(
-        self, supports: Sequence[SupportSet], steps: int
-    ) -> list[tuple[Phi, tuple[float, ...]]]:
-        """Adapts θ to each support set; all must have the same padded size.
-
-        Returns:
-            φ and the support loss (steps + 1) of each, in order.
-        """
+    def adapt(self, supports: Sequence[SupportSet], steps: int) -> list[Adapted]:
+        """Adapts θ to each support set; all must have the same padded size."""
         size = padded(max(len(support.labels) for support in supports))
-        answers: list[tuple[Phi, tuple[float, ...]]] = []
-        for group in self.sharing.groups(supports, size, self.at_once):
-            with torch.no_grad():
-                if len(group) == 1:
-                    adapted = self._alone(group[0], steps)
+        sharing = self.sharing.counts(size, self.at_once)
+        adapted: list[Adapted] = []
+        with torch.no_grad():
+            for group in self.sharing.groups(supports, size, self.at_once):
+                if len(group) in sharing:
+                    adapted += self._together(group, size, steps)
                 else:
-                    together = vmap(partial(self._adapt, steps=steps, vjp=torch.func.vjp))
-                    adapted = together(*self._pad(group, size))
-            for index, support in enumerate(group):
-                phi, losses, means, task_sizes = tree_map(
-                    lambda value, at=index: value[at], adapted
-                )
-                answers.append(
-                    (self._kept(phi, support.ways, means, task_sizes), tuple(losses.tolist()))
-                )
-        return answers
+                    adapted.append(self._alone(group[0], steps))
+        return adapted
 
     def predict(self, requests: Sequence[tuple[Phi, Floats]]) -> list[Answers]:
         """Answers each request's queries (Q, *input_shape), each on its own.
@@ -103,9 +109,11 @@ class Computer:
         """As `predict`, one computation or more for each request."""
         by_size: dict[int, list[tuple[int, Phi, Floats]]] = {}
         for index, (phi, query) in enumerate(requests):
-            for start in range(0, len(query), QUERY_SIZES[-1]):
-                chunk = query[start : start + QUERY_SIZES[-1]]
-                by_size.setdefault(padded_queries(len(chunk)), []).append((index, phi, chunk))
+            most = self.sharing.query_sizes[-1]
+            for start in range(0, len(query), most):
+                chunk = query[start : start + most]
+                size = self.sharing.padded_queries(len(chunk))
+                by_size.setdefault(size, []).append((index, phi, chunk))
         parts: list[list[Answers]] = [[] for _ in requests]
         for size in sorted(by_size, reverse=True):  # of one request the last chunk is the smallest
             for group in self.sharing.groups(by_size[size], size, self.at_once):
@@ -113,23 +121,35 @@ class Computer:
                     parts[index].append(answer)
         return [_joined(its, phi) for its, (phi, _) in zip(parts, requests, strict=True)]
 
-    def warm(self, max_support: int) -> Iterator[None]:
-        """Runs every shape that tasks can share once; yields between two of them."""
+    def weights(self, phi: Phi) -> dict[str, Floats]:
+        """φ by parameter name, the head with a row for each class."""
+        parameters = self.layout.read(phi.vector, phi.ways).parameters
+        return {name: value.cpu().numpy().copy() for name, value in parameters.items()}
+
+    def warm(self, max_support: int) -> Iterator[Callable[[], object]]:
+        """What the device's thread is to do before the first request, each in its turn.
+
+        That is every shape that tasks can share, and tasks and queries alone at every size of a
+        head.
+        """
+        steps = self.card.steps
         for size in self.sharing.sizes(max_support):
-            support = self._blank(size, 2)
             for count in self.sharing.counts(size, self.at_once):
-                self.adapt([support] * count, WARM_STEPS)
-                yield
+                yield partial(self.adapt, [self._blank(size, 2)] * count, steps)
         rows = padded_rows(1)
         while rows <= self.most_rows:
             ways = min(rows, self.learner.head.rows(rows))
-            phi, _ = self.adapt([self._blank(rows, ways)], WARM_STEPS)[0]
-            for size in QUERY_SIZES:
-                query = np.zeros((size, *self.card.input.shape), np.float32)
-                for count in [1, *self.sharing.counts(size, self.at_once)]:
-                    self.predict([(replace(phi), query) for _ in range(count)])
-                    yield
+            yield partial(self.adapt, [self._blank(rows, ways)], steps)
+            for size in self.sharing.query_sizes:
+                for count in sorted({1, *self.sharing.counts(size, self.at_once)}):
+                    yield partial(self._warm_queries, ways, size, count)
             rows *= 2
+
+    def _warm_queries(self, ways: int, size: int, count: int) -> None:
+        rows = self.learner.head.rows(ways)
+        query = np.zeros((size, *self.card.input.shape), np.float32)
+        vectors = torch.zeros(count, self.layout.length(rows), device=self.device)
+        self.predict([(Phi(vector, ways, rows), query) for vector in vectors])
 
     def _blank(self, examples: int, ways: int) -> SupportSet:
         inputs = np.zeros((examples, *self.card.input.shape), np.float32)
@@ -137,31 +157,61 @@ class Computer:
 
     def _adapt(
         self, support: Examples, classes: Tensor, *, steps: int, vjp: Vjp
-    ) -> tuple[Params, Tensor, Tensor, Tensor]:
-        """φ, its support loss, the class means of its features and the task's size."""
+    ) -> tuple[Contents, Tensor]:
+        """φ with the class means of its features and the task's size; the support loss."""
         phi, losses, features = adapt(
             self.learner, self.theta, support, classes, self.alpha, steps, vjp
         )
         means = class_means(features, support, classes.shape[-1])
         shots = membership(support, classes.shape[-1]).sum(0)
-        return phi, losses, means, task_size(shots, classes)
+        return Contents(phi, means, task_size(shots, classes)), losses
 
-    def _alone(self, support: SupportSet, steps: int) -> tuple[Params, Tensor, Tensor, Tensor]:
-        """The same of one support set as it is, each tensor with a leading dimension of one."""
+    def _alone(self, support: SupportSet, steps: int) -> Adapted:
+        """Adapts θ to one support set as it is."""
         examples, classes = self._pad([support], len(support.labels), support.ways)
         task = tree_map(lambda value: value[0], (examples, classes))
-        adapted = self._adapt(*task, steps=steps, vjp=vjp_once)
-        one: tuple[Params, Tensor, Tensor, Tensor] = tree_map(lambda value: value[None], adapted)
-        return one
+        adapted, losses = self._adapt(*task, steps=steps, vjp=vjp_once)
+        rows = len(task[1])
+        vector = torch.zeros(self.layout.length(rows), device=self.device)
+        self.layout.write(vector, adapted)
+        return Phi(vector, support.ways, rows), tuple(losses.tolist())
 
-    def _kept(self, phi: Params, ways: int, means: Tensor, size: Tensor) -> Phi:
-        """φ to be kept: a copy without the rows of padding."""
-        rows = self.learner.head.rows(ways)
-        parameters = {
-            name: (value[:rows] if name.startswith(HEAD) else value).clone()
-            for name, value in phi.items()
-        }
-        return Phi(parameters, ways, means[:rows].clone(), size.clone())
+    def _together(self, group: Sequence[SupportSet], size: int, steps: int) -> list[Adapted]:
+        """Adapts θ to several support sets as one computation, padded to one size."""
+
+        def compute(tasks: tuple[Examples, Tensor]) -> Tensor:
+            one = partial(self._adapt, steps=steps, vjp=torch.func.vjp)
+            adapted, losses = vmap(one)(*tasks)
+            self.layout.write(self.slots[: len(losses)], adapted)
+            return losses
+
+        tasks = self._pad(group, size)
+        if steps == self.card.steps:  # of any number there would be too many recordings
+            losses = self._replayed(self.adaptations, compute, tasks)
+        else:
+            losses = compute(tasks)
+        adapted = []
+        for support, slot, loss in zip(group, self.slots, losses.tolist(), strict=False):
+            rows = self.learner.head.rows(support.ways)
+            vector = slot[: self.layout.length(rows)].clone()
+            adapted.append((Phi(vector, support.ways, rows), tuple(loss)))
+        return adapted
+
+    def _replayed(self, recordings: Recordings, compute: Compute, inputs: Any) -> Any:
+        """What is computed of the inputs; on a GPU recorded, unless the network cannot be."""
+        if not self.recorded:
+            return compute(inputs)
+        try:
+            return recordings.run("", compute, inputs)
+        except CannotRecord as error:
+            self.recorded = False
+            log.warning(
+                "answers take longer than they could",
+                model=self.card.name,
+                version=self.card.version,
+                reason=str(error),
+            )
+            return compute(inputs)
 
     def _pad(
         self, group: Sequence[SupportSet], size: int, ways: int | None = None
@@ -182,58 +232,59 @@ class Computer:
         return Examples(*to[:3]), to[3]
 
     def _answer(self, group: Sequence[tuple[int, Phi, Floats]], size: int) -> list[Answers]:
-        """Answers to chunks of queries, as one computation; of several, padded to one size."""
-        phis = [phi for _, phi, _ in group]
+        """Answers to chunks of queries, as one computation."""
         with torch.no_grad():
-            if len(group) == 1:
-                inputs = torch.from_numpy(group[0][2]).to(self.device)
-                answered = self._answer_one(*self._held(phis[0], phis[0].rows), inputs)
-                probabilities, outliers = (value[None].cpu().numpy() for value in answered)
+            if len(group) in self.sharing.counts(size, self.at_once):
+                answered = self._answer_together(group, size)
             else:
-                rows = self.learner.head.rows(padded_rows(max(phi.ways for phi in phis)))
-                held = [self._held(phi, rows) for phi in phis]
-                stacked: tuple[Any, ...] = tree_map(
-                    lambda *values: torch.stack(values), held[0], *held[1:]
+                _, phi, query = group[0]
+                held = self.layout.read(phi.vector, phi.rows)
+                classes = self._classes([phi], phi.rows)[0]
+                inputs = torch.from_numpy(query).to(self.device)
+                answered = tree_map(
+                    lambda value: value[None], self._answer_one(held, classes, inputs)
                 )
-                padding = np.zeros((len(group), size, *self.card.input.shape), np.float32)
-                for index, (_, _, query) in enumerate(group):
-                    padding[index, : len(query)] = query
-                inputs = torch.from_numpy(padding).to(self.device)
-                answered = vmap(self._answer_one)(*(*stacked, inputs))
-                probabilities, outliers = (value.cpu().numpy() for value in answered)
+        probabilities, outliers = (value.cpu().numpy() for value in answered)
         return [
             Answers(
                 probabilities[index, : len(query), : phi.ways].copy(),
-                outliers[index, : len(query)].copy() if self.card.calibration else None,
+                outliers[index, : len(query)].copy() if self.calibration else None,
             )
             for index, (_, phi, query) in enumerate(group)
         ]
 
-    def _held(self, phi: Phi, rows: int) -> tuple[Params, Tensor, Tensor, Tensor]:
-        """φ with so many rows, its class means, which classes exist and the task's size."""
-        more = rows - phi.rows
-        parameters = {
-            name: F.pad(value, [0, 0] * (value.ndim - 1) + [0, more])
-            if more and name.startswith(HEAD)
-            else value
-            for name, value in phi.parameters.items()
-        }
-        classes = torch.arange(rows, device=self.device) < phi.ways
-        means = F.pad(phi.means, (0, 0, 0, more)) if more else phi.means
-        return parameters, means, classes, phi.size
+    def _answer_together(self, group: Sequence[tuple[int, Phi, Floats]], size: int) -> Any:
+        """The same of several, padded to one size; tensors (B, ...)."""
 
-    def _answer_one(
-        self, phi: Params, means: Tensor, classes: Tensor, size: Tensor, inputs: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        def compute(inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            classes, queries = inputs
+            held = self.layout.read(self.slots[: len(classes)], classes.shape[-1])
+            return vmap(self._answer_one)(held, classes, queries)
+
+        phis = [phi for _, phi, _ in group]
+        rows = self.learner.head.rows(padded_rows(max(phi.ways for phi in phis)))
+        padding = np.zeros((len(group), size, *self.card.input.shape), np.float32)
+        for slot, place, (_, phi, query) in zip(self.slots, padding, group, strict=False):
+            slot[: len(phi.vector)].copy_(phi.vector)
+            place[: len(query)] = query
+        inputs = self._classes(phis, rows), torch.from_numpy(padding).to(self.device)
+        return self._replayed(self.answers, compute, inputs)
+
+    def _classes(self, phis: Sequence[Phi], rows: int) -> Tensor:
+        """Which of the rows of a head are classes of each φ, (B, rows) bool."""
+        ways = torch.tensor([phi.ways for phi in phis], device=self.device)
+        return torch.arange(rows, device=self.device) < ways[:, None]
+
+    def _answer_one(self, held: Contents, classes: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities (Q, N) and how probable it is that a query is of no class, (Q,)."""
-        features = self.learner.features(phi, inputs)
-        logits = heads.logits(phi, features).masked_fill(~classes, float("-inf"))
-        calibration = self.card.calibration
-        if calibration is None:
+        features = self.learner.features(held.parameters, inputs)
+        logits = heads.logits(held.parameters, features).masked_fill(~classes, float("-inf"))
+        if self.calibration is None:
             return logits.softmax(-1), torch.zeros_like(logits[:, 0])
-        probabilities = (logits / temperature(calibration.temperature, size)).softmax(-1)
-        terms = outlier_terms(features, means, classes, size)
-        return probabilities, outlier_probability(calibration.outlier, terms)
+        by_size, by_distance = self.calibration
+        probabilities = (logits / temperature(by_size, held.size)).softmax(-1)
+        terms = outlier_terms(features, held.means, classes, held.size)
+        return probabilities, outlier_probability(by_distance, terms)
 
 
 def _joined(parts: Sequence[Answers], phi: Phi) -> Answers:

@@ -15,13 +15,11 @@ import torch
 from app.devices import choose_device, one_thread
 from app.engine.cache import PhiCache
 from app.engine.compute import Computer
-from app.engine.guest import Guest
 from app.engine.queue import Entry, WorkQueue
 from app.engine.requests import Adapted, Answers, Floats, ModelKey, PhiMissing, SupportSet
 from app.engine.shapes import padded, sharing_of
 from app.engine.work import Adapt, Chore, Export, Predict
 from app.errors import Draining, EngineFailed, NotReady, RegistryError, Unavailable
-from app.learning.learner import HEAD
 from app.registry import LoadedModel, Registry
 from app.settings import Settings
 
@@ -230,10 +228,10 @@ class Engine:
         with one_thread():
             model = self._registry.load(key.name, key.version)
         _check_served(model)
-        guest = self._on_device(partial(self._guest, model))
-        for _ in guest.warm(self._settings.max_support):
-            pass
-        self._computers[key] = self._on_device(partial(self._computer, model))
+        computer = self._on_device(partial(self._computer, model))
+        for do in computer.warm(self._settings.max_support):
+            self._on_device(do)
+        self._computers[key] = computer
         self._models[key] = model
         seconds = round(time.monotonic() - began, 2)
         log.info("a version is served", model=key.name, version=key.version, seconds=seconds)
@@ -282,9 +280,10 @@ class Engine:
         began = time.monotonic()
         for key, model in self._models.items():
             self._computers[key] = self._computer(model)
-            for _ in self._computers[key].warm(self._settings.max_support):
+            for do in self._computers[key].warm(self._settings.max_support):
                 if self._queue.closed:
                     return False
+                do()
         log.info("the device is warm", seconds=round(time.monotonic() - began, 2))
         return True
 
@@ -292,11 +291,6 @@ class Engine:
         model.learner.to(self._device)
         limits = self._settings
         return Computer(model, self._device, limits.max_classes, limits.batch_limit)
-
-    def _guest(self, model: LoadedModel) -> Guest:
-        model.learner.to(self._device)
-        limits = self._settings
-        return Guest(model, self._device, limits.max_classes, limits.batch_limit, self._on_device)
 
     def _do(self, chore: Entry) -> None:
         try:
@@ -362,21 +356,13 @@ class Engine:
         for (entry, _), answer in zip(found, answers, strict=True):
             entry.future.set_result(answer)
 
-    def _export(self, batch: list[Entry], _: Computer) -> None:
+    def _export(self, batch: list[Entry], computer: Computer) -> None:
         for entry in batch:
             phi = self._cache.get(entry.phi_key)
             if phi is None:
                 entry.future.set_exception(PhiMissing(entry.phi_key))
             else:
-                entry.future.set_result(
-                    {
-                        name: (value[: phi.ways] if name.startswith(HEAD) else value)
-                        .cpu()
-                        .numpy()
-                        .copy()
-                        for name, value in phi.parameters.items()
-                    }
-                )
+                entry.future.set_result(computer.weights(phi))
 
 
 def _check_served(model: LoadedModel) -> None:

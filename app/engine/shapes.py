@@ -11,10 +11,6 @@ from typing import TypeVar
 
 import torch
 
-QUERY_SIZES = (1, 4, 16, 64, 256)
-"""What the queries of requests that share a computation are padded to; the last is also the most of
-one request that are computed at once."""
-
 Item = TypeVar("Item")
 
 
@@ -22,6 +18,9 @@ Item = TypeVar("Item")
 class Sharing:
     """When a device computes several tasks at once."""
 
+    least: int
+    """Fewest tasks that share a computation: 1 where a lone one is padded too, to a shape that was
+    warmed."""
     largest: int
     """Most examples of a task that shares a computation, 0 where none does."""
     together: int
@@ -29,6 +28,9 @@ class Sharing:
     queries: int
     """Most queries of a request that is answered along with others, at least with those of the same
     session."""
+    query_sizes: tuple[int, ...]
+    """What the queries of requests that share a computation are padded to; the last is also the
+    most of one request that are computed at once."""
     work: int
     """Most work of one batch, in forward passes of one example: how long others may wait for it."""
 
@@ -39,9 +41,13 @@ class Sharing:
             sizes.append(padded(sizes[-1] + 1))
         return sizes
 
+    def padded_queries(self, count: int) -> int:
+        """The least size that holds `count` queries, or the largest."""
+        return next((size for size in self.query_sizes if count <= size), self.query_sizes[-1])
+
     def counts(self, size: int, most: int) -> list[int]:
-        """How many tasks of a size one computation takes: powers of two, at most `most`."""
-        counts, count = [], 2
+        """How many tasks of a size share a computation: powers of two, at most `most`."""
+        counts, count = [], self.least
         while count <= most and count * size <= self.together:
             if size <= self.largest:
                 counts.append(count)
@@ -49,16 +55,25 @@ class Sharing:
         return counts
 
     def groups(self, items: Sequence[Item], size: int, most: int) -> Iterator[Sequence[Item]]:
-        """Cuts tasks of a size into runs of as many as one computation takes, or of one."""
-        start, counts = 0, [1, *self.counts(size, most)]
+        """Cuts tasks of a size into runs of as many as share a computation, or of one."""
+        start, counts = 0, {1, *self.counts(size, most)}
         while start < len(items):
             count = max(n for n in counts if n <= len(items) - start)
             yield items[start : start + count]
             start += count
 
 
-ON_CPU = Sharing(largest=0, together=0, queries=16, work=1000)
-ON_GPU = Sharing(largest=1024, together=4096, queries=1024, work=100_000)
+ON_CPU = Sharing(
+    least=2, largest=0, together=0, queries=16, query_sizes=(1, 4, 16, 64, 256), work=1000
+)
+ON_GPU = Sharing(
+    least=1,
+    largest=1024,
+    together=4096,
+    queries=1024,
+    query_sizes=(1, 4, 16, 32, 64, 96, 128, 192, 256),
+    work=100_000,
+)
 
 
 def sharing_of(device: torch.device) -> Sharing:
@@ -75,8 +90,3 @@ def padded(count: int) -> int:
 def padded_rows(ways: int) -> int:
     """The least power of two from eight on that holds `ways` rows of a head."""
     return max(8, 1 << (ways - 1).bit_length())
-
-
-def padded_queries(count: int) -> int:
-    """The least size that holds `count` queries, or the largest."""
-    return next((size for size in QUERY_SIZES if count <= size), QUERY_SIZES[-1])

@@ -63,7 +63,7 @@ class OwnNetwork:
         try:
             self.network = self.make(0)
             self.features = _feature_size(self.network, self._input_shape)
-            _refuse_frozen(self.network)
+            _refuse_parameters(self.network)
             check_conduct(self.network, self.make, self._input_shape)
         except ValueError as error:
             raise ValueError(f"network {name!r}: {error}") from error
@@ -116,12 +116,18 @@ def _feature_size(network: nn.Module, input_shape: tuple[int, ...]) -> int:
     return features.shape[1]
 
 
-def _refuse_frozen(network: nn.Module) -> None:
+def _refuse_parameters(network: nn.Module) -> None:
     frozen = [name for name, value in network.named_parameters() if not value.requires_grad]
     if frozen:
         raise ValueError(
             f"{', '.join(frozen)}: requires no gradient, but every parameter is one of θ and is "
             "trained: make what never changes a buffer"
+        )
+    other = [name for name, value in network.named_parameters() if value.dtype != torch.float32]
+    if other:
+        raise ValueError(
+            f"{', '.join(other)}: of {network.get_parameter(other[0]).dtype}, but φ is kept as "
+            "32-bit floats: make it of torch.float32"
         )
 
 

@@ -1,15 +1,16 @@
 """The state of a run, and the one meta-iteration that takes it forward."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from app.errors import Diverged
+from app.errors import Diverged, RecipeError
 from app.learning.anil import anil
 from app.learning.first_order_maml import first_order_maml
 from app.learning.heads import Params
@@ -22,8 +23,8 @@ from app.learning.outcome import Outcome
 from app.learning.pretraining import pretrain_on_classes, pretrain_on_tasks
 from app.learning.reptile import reptile
 from app.learning.tasks import Examples, Task
+from app.recordings import CannotRecord, Compute, Recordings
 from app.training.recipe import PretrainingStage, Recipe, Stage
-from app.training.recordings import Recordings
 
 Objective = Callable[[Learner, Mapping[str, Tensor], Alpha, Task, int], Outcome]
 OBJECTIVES: dict[str, Objective] = {
@@ -149,7 +150,7 @@ def meta_gradient(
         return _in_chunks(learner, state, stage, *inputs, total)
 
     what = (stage.algorithm, stage.steps, stage.tasks_at_once, total)
-    return _set_gradients(state, state.recordings.run(what, compute, inputs))
+    return _recorded(state, what, compute, inputs)
 
 
 def pretraining_gradient(
@@ -163,7 +164,7 @@ def pretraining_gradient(
         gradients = _gradients(state, result.loss * share)
         return gradients, Outcome(*(value.detach() * share for value in result))
 
-    return _set_gradients(state, state.recordings.run(("pretraining", share), compute, examples))
+    return _recorded(state, ("pretraining", share), compute, examples)
 
 
 def outer_step(recipe: Recipe, state: State) -> None:
@@ -258,8 +259,16 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return one if other is None else other if one is None else one + other
 
 
-def _set_gradients(state: State, computed: tuple[list[Tensor | None], Outcome]) -> Outcome:
-    gradients, outcome = computed
+def _recorded(state: State, what: Hashable, compute: Compute, inputs: Any) -> Outcome:
+    """Computes gradients and an outcome, recorded where the device is a GPU; sets the gradients."""
+    try:
+        gradients, outcome = state.recordings.run(what, compute, inputs)
+    except CannotRecord as error:
+        raise RecipeError(
+            f"The recipe's [network] cannot be trained on a GPU, {error}. Mend that, or train it "
+            "with --device cpu"
+        ) from error
     for parameter, gradient in zip(state.parameters.values(), gradients, strict=True):
         parameter.grad = gradient
-    return outcome
+    computed: Outcome = outcome
+    return computed

@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -27,8 +27,12 @@ DEEP = ModelKey("deep", 2)
 FIXED = ModelKey("fixed", 1)
 SHAPES = {CONV: (1, 12, 12), DEEP: (5,), FIXED: (5,)}
 CALIBRATION = Calibration(temperature=(0.4, 0.3, -0.2), outlier=(-1, 0.5, 1.5, 0.2, 0.3, -0.1))
-SHARED = Sharing(largest=16, together=80, queries=16, work=1000)
+SHARED = Sharing(
+    least=2, largest=16, together=80, queries=16, query_sizes=(1, 4, 16, 64, 256), work=1000
+)
 """As a device that computes several tasks at once, but with few shapes to warm."""
+PADDED = replace(SHARED, least=1)
+"""As a GPU, which computes a lone task in a shape that was recorded."""
 SECONDS = 30.0
 """Longest wait for any future: a hang is a failure, not a hang of the suite."""
 

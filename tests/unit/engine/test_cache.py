@@ -1,21 +1,15 @@
 import torch
 
 from app.engine import cache as cache_module
-from app.engine.cache import MOST_MISSED, Phi, PhiCache
+from app.engine.cache import MOST_MISSED, PhiCache
+from app.engine.phi import Phi
 
 SIZE = 4 * 10
 """Bytes of one φ here."""
 
 
 def phi(value: float = 0.0, numbers: int = 10) -> Phi:
-    nothing = torch.empty(0)
-    return Phi({"head.weight": torch.full((numbers,), value)}, 2, nothing, nothing)
-
-
-def test_bytes_are_those_of_all_tensors():
-    parameters = {"a": torch.zeros(3, 2), "b": torch.zeros(5, dtype=torch.float64)}
-    phi = Phi(parameters, 2, means=torch.zeros(2, 7), size=torch.zeros(2))
-    assert phi.bytes == 6 * 4 + 5 * 8 + 14 * 4 + 2 * 4
+    return Phi(torch.full((numbers,), value), ways=2, rows=2)
 
 
 def test_the_least_recently_used_goes_first():
@@ -38,7 +32,7 @@ def test_putting_a_key_again_replaces_its_phi_and_makes_it_recent():
     assert (len(cache), cache.bytes) == (2, 2 * SIZE)
     cache.put("c", phi())
     assert cache.get("b") is None
-    assert cache.get("a").parameters["head.weight"][0] == 3.0
+    assert cache.get("a").vector[0] == 3.0
 
 
 def test_it_never_holds_more_bytes_than_it_may_and_always_knows_how_many():

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from app.engine import Engine, ModelKey, PhiMissing, SupportSet
+from app.engine.phi import Layout
 from app.engine.shapes import ON_CPU
 from app.errors import NotReady
 from app.settings import Settings
@@ -17,6 +18,7 @@ from tests.unit.engine.helpers import (
     CONV,
     DEEP,
     FIXED,
+    PADDED,
     SECONDS,
     SHARED,
     Problem,
@@ -41,6 +43,13 @@ def engine(registry) -> Iterator[Engine]:
     engine = start(Engine(registry, limits))
     yield engine
     engine.stop(SECONDS)
+
+
+SHARINGS = pytest.mark.parametrize(
+    "sharing",
+    [ON_CPU, SHARED, PADDED],
+    ids=["as on a CPU", "several at once", "one padded too, as on a GPU"],
+)
 
 
 def many_problems(count: int, seed: int) -> list[Problem]:
@@ -89,8 +98,10 @@ def test_a_model_that_is_not_calibrated_says_nothing_of_outliers(engine):
     assert engine.predict(DEEP, "uncalibrated", work.query).result(SECONDS).outlier is None
 
 
+@SHARINGS
 @pytest.mark.parametrize("shots", [[1, 1, 1], [4, 1, 8]])
-def test_a_head_of_fixed_width_is_served_with_its_own_rows(engine, models, shots):
+def test_a_head_of_fixed_width_is_served_with_its_own_rows(running, models, shots):
+    engine = running()
     work = problem(1, shots, queries=9, model=FIXED)
     got, want = answer(engine, "fixed", work), plain(models[FIXED], work)
     np.testing.assert_allclose(got.answers.probabilities, want.answers.probabilities, **SAME)
@@ -109,7 +120,7 @@ def test_the_support_loss_starts_at_ln_n_and_has_one_more_number_than_steps(engi
     )
 
 
-@pytest.mark.parametrize("sharing", [ON_CPU, SHARED], ids=["as on a CPU", "several at once"])
+@SHARINGS
 def test_tasks_of_all_sizes_submitted_at_once_each_get_their_lone_answer(running, models, sharing):
     engine = running(max_support=64, max_classes=16, batch_limit=16)
     problems = many_problems(60, seed=3)
@@ -122,7 +133,7 @@ def test_tasks_of_all_sizes_submitted_at_once_each_get_their_lone_answer(running
     after = engine.stats()
     assert after["batched_requests_total"] - before["batched_requests_total"] == 60
     batches = after["batches_total"] - before["batches_total"]
-    assert batches < 60 if sharing is SHARED else batches == 60
+    assert batches == 60 if sharing is ON_CPU else batches < 60
 
 
 def test_an_adaptation_without_a_query_has_no_probabilities_but_keeps_phi(engine):
@@ -159,7 +170,9 @@ def test_any_number_of_queries_is_answered_in_order(engine, models, queries):
     np.testing.assert_allclose(rows, rows_of(plain(models[CONV], work)), **SAME)
 
 
-def test_predictions_of_sessions_of_all_sizes_at_once_are_each_their_own(engine, models):
+@SHARINGS
+def test_predictions_of_sessions_of_all_sizes_at_once_are_each_their_own(running, models):
+    engine = running(max_support=64, max_classes=16, batch_limit=16)
     problems = many_problems(30, seed=7)
     for number, work in enumerate(problems):
         answer(engine, f"own:{number}", work)
@@ -254,12 +267,8 @@ def test_forget_drops_phi_and_nothing_else(engine):
 
 def test_an_evicted_phi_is_missing_and_adapting_again_gives_the_same(running, models):
     works = [problem(seed, [1, 2, 1]) for seed in (20, 21, 22)]
-    weights = models[CONV].theta
-    rows = 3  # the head's, one for each class
-    head = weights["head.weight"].shape[1] + 1
-    body = sum(v.numel() for k, v in weights.items() if k.startswith("network."))
-    means, size = rows * (head - 1), 2
-    engine = running(phi_cache_bytes=4 * 2 * (body + rows * head + means + size))  # room for two
+    numbers = Layout(models[CONV].learner, models[CONV].theta).length(rows=3)
+    engine = running(phi_cache_bytes=4 * 2 * numbers)  # room for two
     first = [rows_of(answer(engine, f"{n}", work)) for n, work in enumerate(works)]
     assert engine.stats()["phi_cache_sessions"] == 2
     assert engine.stats()["phi_cache_evictions_total"] == 1

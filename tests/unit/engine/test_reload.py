@@ -99,7 +99,7 @@ def test_requests_are_answered_between_the_batches_of_a_warm_up(engine, registry
         while not reload.done():
             answer(engine, "meanwhile", problem(1, [1, 1]))
             answered.append(1)
-    assert len(set(done)) > 4, "all of the warm-up ran in one go"
+    assert len(set(done)) > 2, "all of the warm-up ran in one go"
     check_answers(engine, registry, NEW)
 
 
@@ -108,9 +108,9 @@ def test_a_version_is_not_served_before_all_of_it_is_warm(engine, registry, monk
     warm, served = Computer.warm, []
 
     def watched(computer, max_support):
-        for _ in warm(computer, max_support):
+        for do in warm(computer, max_support):
             served.append(engine.serves(NEW))
-            yield
+            yield do
 
     monkeypatch.setattr(Computer, "warm", watched)
     engine.reload()

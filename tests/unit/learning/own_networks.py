@@ -227,6 +227,17 @@ def frozen(input_shape):
     return network
 
 
+class _DoubleInside(nn.Linear):
+    """Computes by 64-bit parameters and answers in 32 bits."""
+
+    def forward(self, inputs):
+        return super().forward(inputs.double()).float()
+
+
+def double_inside(input_shape):
+    return nn.Sequential(nn.Flatten(), _DoubleInside(128, 4).double())
+
+
 def not_flat(input_shape):
     return nn.Conv1d(8, 8, 3)
 

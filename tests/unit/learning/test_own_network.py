@@ -151,6 +151,7 @@ def test_what_makes_no_features_is_refused(name, arguments, message):
         ("running_instance_norm", "0: .*leave track_running_stats False"),
         ("dropout", "2: dropout draws at random, .* set p = 0"),
         ("recurrent", "2: .*use the cell .*GRUCell"),
+        ("double_inside", "1.weight, 1.bias: of torch.float64, but"),
         ("frozen", "1.weight: requires no gradient"),
         ("only_serving", r"2 \(Layer\) fails in training mode on inputs \(2, 8, 16\): RuntimeErr"),
         ("only_several", r"2 \(Layer\) fails in evaluation mode on inputs \(1, 8, 16\): Runtime"),

@@ -6,9 +6,9 @@ import torch
 from app.data.omniglot import INPUT
 from app.data.pools import TaskShape
 from app.learning.convolution import convolve
+from app.recordings import Recordings
 from app.registry.registry import build_learner
 from app.training.evaluate import examples_to_device, to_device
-from app.training.recordings import Recordings
 from app.training.state import initial_state, meta_gradient, pretraining_gradient
 from tests.unit.training.helpers import make_pool, recipe
 

@@ -1,8 +1,8 @@
-"""Gradients on a GPU, recorded once as CUDA graphs and replayed.
+"""Computations on a GPU, recorded once as CUDA graphs and replayed.
 
-A meta-gradient is some thousand small kernels. Launched one by one from Python they keep the GPU
-waiting most of the time; a recording is launched as one (CUDA C++ Programming Guide, "CUDA
-Graphs").
+A meta-gradient or an adaptation is some thousand small kernels. Launched one by one from Python
+they keep the GPU waiting most of the time; a recording is launched as one (CUDA C++ Programming
+Guide, "CUDA Graphs").
 """
 
 from collections.abc import Callable, Hashable
@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from app.errors import RecipeError
-
 MOST = 512
 """Most recordings of a computation. A stage of ragged tasks has a shape for every number of classes
 and shots."""
@@ -20,6 +18,10 @@ and shots."""
 Compute = Callable[..., Any]
 """A function of a tree of tensors to a tree of tensors; what else it reads must stay where it is in
 memory."""
+
+
+class CannotRecord(RuntimeError):
+    """A computation does what no recording can: the message says what."""
 
 
 class Recordings:
@@ -40,7 +42,7 @@ class Recordings:
             inputs: a tree of tensors on one device.
 
         Raises:
-            RecipeError: the computation cannot be recorded.
+            CannotRecord: it reads values back from the GPU, or makes tensors of Python's numbers.
         """
         leaves = tree_leaves(inputs)
         device = leaves[0].device
@@ -75,10 +77,9 @@ class _Recording:
             with torch.cuda.graph(self._graph, pool=pool):
                 self._results = compute(self._inputs)
         except RuntimeError as error:
-            raise RecipeError(
-                "The recipe's [network] cannot be recorded as a CUDA graph: its forward pass must "
-                "not read values back from the GPU, nor make tensors of Python's numbers. Mend "
-                f"that, or train it with --device cpu ({str(error).splitlines()[0]})"
+            raise CannotRecord(
+                "it cannot be recorded as a CUDA graph: a forward pass must not read values back "
+                f"from the GPU, nor make tensors of Python's numbers ({str(error).splitlines()[0]})"
             ) from error
 
     def replay(self, inputs: Any) -> Any:

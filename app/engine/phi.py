@@ -1,0 +1,103 @@
+"""φ of a session as one vector, so that one copy moves it."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from app.learning.heads import Params
+from app.learning.learner import NETWORK, Learner
+
+ALIGNED = 16
+"""Parameters begin at multiples of so many numbers, as torch's own tensors do."""
+
+
+@dataclass(frozen=True)
+class Phi:
+    """φ of one session: a vector as `Layout` reads it, with `rows` rows of the head.
+
+    A head of fixed width has more rows than the first `ways`.
+    """
+
+    vector: Tensor
+    ways: int
+    rows: int
+
+    @property
+    def bytes(self) -> int:
+        """Size on the device."""
+        return self.vector.numel() * self.vector.element_size()
+
+
+class Contents(NamedTuple):
+    """What a vector holds, or with a leading dimension several of them, as views where it can be.
+
+    `parameters` of φ by name, the class means of φ's features `means` (rows, D), and the task's
+    `size` (2,), see `app.learning.calibration.task_size`.
+    """
+
+    parameters: Params
+    means: Tensor
+    size: Tensor
+
+
+class Layout:
+    """Where the numbers of an adapted learner are in its vector.
+
+    The network's parameters come first, then the task's size, then row by row of the head its
+    weights, its bias and the mean features of its class. So the vector of fewer rows is the
+    beginning of one of more.
+
+    Args:
+        learner: whose φ.
+        theta: gives the network's parameters their names and shapes.
+    """
+
+    def __init__(self, learner: Learner, theta: Params):
+        self._features = learner.feature_size
+        self._network: dict[str, tuple[slice, torch.Size]] = {}
+        end = 0
+        for name, value in theta.items():
+            if name.startswith(NETWORK):
+                self._network[name] = slice(end, end + value.numel()), value.shape
+                end = _aligned(end + value.numel())
+        self._size = slice(end, end + 2)
+        self._head = _aligned(end + 2)
+        self._row = _aligned(2 * self._features + 1)
+
+    def length(self, rows: int) -> int:
+        """Numbers of a vector with so many rows."""
+        return self._head + rows * self._row
+
+    def write(self, vectors: Tensor, contents: Contents) -> None:
+        """Writes contents with leading dimensions (...) to vectors (..., at least their length)."""
+        leading = vectors.shape[:-1]
+        for name, (place, _) in self._network.items():
+            vectors[..., place].copy_(contents.parameters[name].reshape(*leading, -1))
+        vectors[..., self._size].copy_(contents.size)
+        rows = self._rows(vectors, contents.means.shape[-2])
+        rows[..., : self._features].copy_(contents.parameters["head.weight"])
+        rows[..., self._features].copy_(contents.parameters["head.bias"])
+        rows[..., self._features + 1 : 2 * self._features + 1].copy_(contents.means)
+
+    def read(self, vectors: Tensor, rows: int) -> Contents:
+        """The contents of vectors (..., at least the length of so many rows)."""
+        parameters = {
+            name: vectors[..., place].view((*vectors.shape[:-1], *shape))
+            for name, (place, shape) in self._network.items()
+        }
+        head = self._rows(vectors, rows)
+        parameters["head.weight"] = head[..., : self._features]
+        parameters["head.bias"] = head[..., self._features]
+        means = head[..., self._features + 1 : 2 * self._features + 1]
+        return Contents(parameters, means, vectors[..., self._size])
+
+    def _rows(self, vectors: Tensor, rows: int) -> Tensor:
+        """The head's part of vectors, (..., rows, numbers of one)."""
+        head = vectors[..., self._head : self.length(rows)]
+        return head.view((*vectors.shape[:-1], rows, self._row))
+
+
+def _aligned(numbers: int) -> int:
+    return -(-numbers // ALIGNED) * ALIGNED
