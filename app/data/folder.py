@@ -20,6 +20,8 @@ from app.errors import DataError
 from app.registry.card import InputSpec
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+NAMED = 10
+"""Most broken pictures that are named at once."""
 LEAST_PICTURES = 2
 """Fewest pictures of a class: one to learn from and one to ask about."""
 MOST_PIXELS = 1 << 28
@@ -47,8 +49,8 @@ def load_folder(
         Classes sorted by name, their pictures by file name; the arrays cannot be written to.
 
     Raises:
-        DataError: the folder does not hold what it should, a picture is broken, or the cache cannot
-            be written; the message names the file or folder.
+        DataError: the folder does not hold what it should, pictures are broken, or the cache cannot
+            be written; the message names the files or the folder.
     """
     classes = find_classes(folder)
     parts = split_classes(folder, classes, split, seed)
@@ -149,9 +151,17 @@ def _cached(
             return None
 
     def decode() -> Iterator[NDArray[np.uint8]]:
+        broken: list[str] = []
         for done, path in enumerate(files, start=1):
-            yield read_picture(path, spec)
+            try:
+                yield read_picture(path, spec)
+            except DataError as error:
+                broken.append(str(error))
             progress("Decoding pictures", done, len(files))
+        if broken:
+            more = len(broken) - NAMED
+            rest = f"\nand {more} more" if more > 0 else ""
+            raise DataError("\n".join(broken[:NAMED]) + rest)
 
     found = find()
     if found is None:

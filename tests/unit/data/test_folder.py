@@ -200,6 +200,25 @@ def test_a_broken_picture_is_named_and_leaves_no_cache(folder, content):
     assert_right(load(folder))
 
 
+def test_all_broken_pictures_are_named_at_once_up_to_ten(folder):
+    files = [path for pictures in find_classes(folder).values() for path in pictures]
+    broken, whole = files[:12], encoded(7)
+    for path in broken:
+        path.write_bytes(b"GIF89a")
+    with pytest.raises(DataError) as caught:
+        load(folder)
+    reason = "the picture is not a PNG, JPEG or WebP file"
+    assert str(caught.value).splitlines() == [
+        *(f"{path}: {reason}" for path in broken[:10]),
+        "and 2 more",
+    ]
+    for path in broken[1:]:
+        path.write_bytes(whole)
+    with pytest.raises(DataError) as caught:
+        load(folder)
+    assert str(caught.value) == f"{broken[0]}: {reason}"
+
+
 def test_images_are_mapped_not_read_and_cannot_be_written_to(folder):
     for pool in (load(folder)["train"], load(folder)["train"]):
         assert isinstance(pool.images, np.memmap)
