@@ -36,9 +36,10 @@ class Sharing:
 
     def sizes(self, most: int) -> list[int]:
         """What support sets are padded to that share a computation, none above `most` examples."""
-        sizes = [padded(1)]
-        while sizes[-1] < min(self.largest, padded(most)):
-            sizes.append(padded(sizes[-1] + 1))
+        sizes, size = [], padded(1)
+        while size <= min(self.largest, padded(most)):
+            sizes.append(size)
+            size = padded(size + 1)
         return sizes
 
     def padded_queries(self, count: int) -> int:
