@@ -63,9 +63,10 @@ class Computer:
                 torch.tensor(calibration.outlier, device=device),
             )
         self.layout = Layout(self.learner, self.theta)
-        rows = self.learner.head.rows(self.most_rows)
+        self.rows = self.learner.head.rows(self.most_rows)
+        """Rows of the head in a slot."""
         slots = max(self.sharing.counts(padded(1), at_once), default=0)
-        self.slots = torch.zeros(slots, self.layout.length(rows), device=device)
+        self.slots = torch.zeros(slots, self.layout.length(self.rows), device=device)
         self.adaptations, self.answers = Recordings(), Recordings()
         self.recorded = True
         # In training mode networks answer the same, ours by matrix products: a GPU's fastest way.
@@ -136,13 +137,15 @@ class Computer:
         for size in self.sharing.sizes(max_support):
             for count in self.sharing.counts(size, self.at_once):
                 yield partial(self.adapt, [self._blank(size, 2)] * count, steps)
+        for size in self.sharing.query_sizes:
+            for count in self.sharing.counts(size, self.at_once):
+                yield partial(self._warm_queries, 2, size, count)
         rows = padded_rows(1)
         while rows <= self.most_rows:
             ways = min(rows, self.learner.head.rows(rows))
             yield partial(self.adapt, [self._blank(rows, ways)], steps)
             for size in self.sharing.query_sizes:
-                for count in sorted({1, *self.sharing.counts(size, self.at_once)}):
-                    yield partial(self._warm_queries, ways, size, count)
+                yield partial(self._warm_queries, ways, size, 1)
             rows *= 2
 
     def _warm_queries(self, ways: int, size: int, count: int) -> None:
@@ -262,12 +265,11 @@ class Computer:
             return vmap(self._answer_one)(held, classes, queries)
 
         phis = [phi for _, phi, _ in group]
-        rows = self.learner.head.rows(padded_rows(max(phi.ways for phi in phis)))
         padding = np.zeros((len(group), size, *self.card.input.shape), np.float32)
         for slot, place, (_, phi, query) in zip(self.slots, padding, group, strict=False):
             slot[: len(phi.vector)].copy_(phi.vector)
             place[: len(query)] = query
-        inputs = self._classes(phis, rows), torch.from_numpy(padding).to(self.device)
+        inputs = self._classes(phis, self.rows), torch.from_numpy(padding).to(self.device)
         return self._replayed(self.answers, compute, inputs)
 
     def _classes(self, phis: Sequence[Phi], rows: int) -> Tensor:

@@ -147,10 +147,12 @@ class Engine:
         Raises:
             Unavailable: the queue is full, or the device is not warm, broken or being stopped.
         """
-        size = padded(len(support.labels))
+        size = len(support.labels)
+        shares = size <= self._sharing.largest
+        if shares:
+            size = padded(size)
         # A backward pass costs two forward ones; at the end come one more, and the queries.
         cost = size * (3 * steps + 1) + (0 if query is None else len(query))
-        shares = size <= self._sharing.largest
         kind = ("adapt", size, steps) if shares else object()
         return self._submit(model, phi_key, Adapt(support, steps, query), kind, cost, owner)
 

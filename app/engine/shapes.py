@@ -72,7 +72,7 @@ ON_GPU = Sharing(
     largest=1024,
     together=4096,
     queries=1024,
-    query_sizes=(1, 4, 16, 32, 64, 96, 128, 192, 256),
+    query_sizes=(1, 4, 16, 64, 96, 128, 256),
     work=100_000,
 )
 
@@ -83,9 +83,8 @@ def sharing_of(device: torch.device) -> Sharing:
 
 
 def padded(count: int) -> int:
-    """The least of 4, 5, 6, 8, 10, 12, 16, 20, 24, 32 ... that holds `count` examples."""
-    unit = max(1, 1 << max(0, (count - 1).bit_length() - 3))
-    return next(n * unit for n in (4, 5, 6, 8) if n * unit >= count)
+    """The least power of two from four on that holds `count` examples."""
+    return max(4, 1 << (count - 1).bit_length())
 
 
 def padded_rows(ways: int) -> int:
