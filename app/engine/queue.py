@@ -32,7 +32,8 @@ class WorkQueue:
     """Owners take turns; the entries of one owner are first in, first out.
 
     Entries that fit the first one's batch come along with it, again by turns: who sends much fills
-    what others leave.
+    what others leave. Where the queue is full, the last entry of whoever has most gives way to an
+    owner with fewer: nobody keeps the others out.
     """
 
     def __init__(self, limit: int):
@@ -52,21 +53,26 @@ class WorkQueue:
     def put(self, entry: Entry, *, beyond_limit: bool = False) -> None:
         """Adds an entry; `beyond_limit` is for what is no request.
 
+        The future of an entry that gives way ends with QueueFull.
+
         Raises:
             QueueFull: there is no room.
             Unavailable: the queue was closed; the error is the one given to `close`.
         """
+        displaced: Entry | None = None
         with self._changed:
             if self._closed is not None:
                 raise self._closed.with_traceback(None)  # it would grow with every raise
             if len(self) >= self.limit and not beyond_limit:
                 self._drop_gone()
             if len(self) >= self.limit and not beyond_limit:
-                raise QueueFull(
-                    f"{self.limit} requests wait for the device already; try again later"
-                )
+                displaced = self._take_from_most(entry.owner)
+                if displaced is None:
+                    raise self._full()
             self._waiting.setdefault(entry.owner, deque()).append(entry)
             self._changed.notify()
+        if displaced is not None and displaced.future.set_running_or_notify_cancel():
+            displaced.future.set_exception(self._full())
 
     def next_batch(self, most: int, most_cost: int) -> list[Entry] | None:
         """Waits for work and takes the first entry whose turn it is, with others of its shape.
@@ -128,6 +134,14 @@ class WorkQueue:
                     del self._waiting[owner]
                 return entry
         return None
+
+    def _take_from_most(self, owner: str) -> Entry | None:
+        """Takes the last entry of whoever has most, if `owner` has fewer with one more, too."""
+        most = max(self._waiting.values(), key=len)
+        return most.pop() if len(most) > len(self._waiting.get(owner, ())) + 1 else None
+
+    def _full(self) -> QueueFull:
+        return QueueFull(f"{self.limit} requests wait for the device already; try again later")
 
     def _drop_gone(self) -> None:
         """Takes out the entries whose callers have gone."""

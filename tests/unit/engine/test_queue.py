@@ -75,8 +75,34 @@ def test_in_a_full_queue_those_who_have_gone_make_room():
     gone.future.cancel()
     queue.put(entry("new", owner="b"))
     with pytest.raises(QueueFull):
-        queue.put(entry("too many"))
+        queue.put(entry("too many", owner="b"))
     assert names(queue.next_batch(9, 100)) == ["here", "new"]
+
+
+def test_in_a_full_queue_who_has_most_gives_way_until_all_have_as_many():
+    queue, many = WorkQueue(4), [entry(f"a{number}", owner="a") for number in range(4)]
+    for each in many:
+        queue.put(each)
+    queue.put(entry("b0", owner="b"))
+    queue.put(entry("b1", owner="b"))
+    for owner in "ab":
+        with pytest.raises(QueueFull):
+            queue.put(entry("too many", owner=owner))
+    with pytest.raises(QueueFull, match="4 requests wait"):
+        many[3].future.result(0)
+    queue.put(entry("c0", owner="c"))
+    taken = sorted(names(queue.next_batch(9, 100)))
+    assert taken == ["a0", "b0", "b1", "c0"], "the first of those who have as many"
+
+
+def test_a_caller_who_has_gone_gives_way_without_a_word():
+    queue, gone = WorkQueue(2), entry("gone", owner="a")
+    queue.put(entry("here", owner="a"))
+    queue.put(gone)
+    queue._drop_gone = gone.future.cancel  # who leaves after those who have gone are looked for
+    queue.put(entry("new", owner="b"))
+    assert names(queue.next_batch(9, 100)) == ["here", "new"]
+    assert gone.future.cancelled()
 
 
 def test_callers_who_have_gone_are_skipped_and_the_others_can_no_longer_go():
