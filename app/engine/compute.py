@@ -46,6 +46,7 @@ class Computer:
     """
 
     def __init__(self, model: LoadedModel, device: torch.device, max_classes: int, at_once: int):
+        model = model.on(device)
         self.card = model.card
         self.learner = model.learner
         self.device = device
@@ -53,8 +54,7 @@ class Computer:
         self.at_once = at_once
         """Most tasks of one computation."""
         self.sharing = sharing_of(device)
-        self.theta = {name: value.to(device) for name, value in model.theta.items()}
-        self.alpha = {name: value.to(device) for name, value in model.alpha.items()}
+        self.theta, self.alpha = model.theta, model.alpha
         self.calibration: tuple[Tensor, Tensor] | None = None
         """The weights of the temperature and of the outlier's probability."""
         if calibration := self.card.calibration:
@@ -69,8 +69,6 @@ class Computer:
         self.slots = torch.zeros(slots, self.layout.length(self.rows), device=device)
         self.adaptations, self.answers = Recordings(), Recordings()
         self.recorded = True
-        # In training mode networks answer the same, ours by matrix products: a GPU's fastest way.
-        self.learner.network.train(device.type == "cuda")
 
     def adapt(self, supports: Sequence[SupportSet], steps: int) -> list[Adapted]:
         """Adapts θ to each support set; all must have the same padded size."""

@@ -290,7 +290,6 @@ class Engine:
         return True
 
     def _computer(self, model: LoadedModel) -> Computer:
-        model.learner.to(self._device)
         limits = self._settings
         return Computer(model, self._device, limits.max_classes, limits.batch_limit)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -27,12 +28,21 @@ CARD = "card.json"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model version in memory: θ and α on the CPU, and the learner they belong to."""
+    """A model version in memory: θ and α, and the learner they belong to."""
 
     card: Card
     learner: Learner
     theta: Params
     alpha: Params
+
+    def on(self, device: torch.device) -> "LoadedModel":
+        """The same on a device, to answer there; the learner itself is moved."""
+        self.learner.to_answer(device)
+        moved = (
+            {name: value.to(device) for name, value in tensors.items()}
+            for tensors in (self.theta, self.alpha)
+        )
+        return LoadedModel(self.card, self.learner, *moved)
 
 
 def build_learner(

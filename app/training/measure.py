@@ -57,11 +57,11 @@ def measure_model(
     source = load_for(path, model, recipe, data_root, default_root, reporter, exactly=False)
     if pool not in source.parts:
         raise RecipeError(f"there are no {pool!r} classes: use one of {', '.join(source.parts)}")
-    model.learner.to(device)
+    model = model.on(device)
     return measure_figure(
         model.learner,
-        {key: value.to(device) for key, value in model.theta.items()},
-        {key: value.to(device) for key, value in model.alpha.items()},
+        model.theta,
+        model.alpha,
         source.parts[pool],
         wanted,
         split=recipe.data.split,
@@ -94,10 +94,8 @@ def calibrate_version(
     """
     registry, model, recipe = open_version(path)
     source = load_for(path, model, recipe, data_root, default_root, reporter)
-    model.learner.to(device)
-    theta = {key: value.to(device) for key, value in model.theta.items()}
-    alpha = {key: value.to(device) for key, value in model.alpha.items()}
-    calibration = calibrated(model.learner, theta, alpha, source, recipe, reporter)
+    model = model.on(device)
+    calibration = calibrated(model.learner, model.theta, model.alpha, source, recipe, reporter)
     if calibration is None:
         raise RecipeError(
             f"{path} cannot be calibrated: it is of regression or transductive, or its validation "
@@ -106,7 +104,9 @@ def calibrate_version(
     pool = source.parts["test"]
     assert isinstance(pool, Pool)  # as in all classification
     figures = tuple(
-        with_confidence(figure, model.learner, theta, alpha, pool, calibration, model.card.steps)
+        with_confidence(
+            figure, model.learner, model.theta, model.alpha, pool, calibration, model.card.steps
+        )
         for figure in model.card.figures
         if isinstance(figure, AccuracyFigure)  # there is no other
     )

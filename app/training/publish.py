@@ -19,6 +19,7 @@ from app.training.state import State
 def publish(job: Job, state: State) -> None:
     """Calibrates θ on the validation classes, measures it on the test classes, writes both."""
     recipe = job.recipe
+    job.learner.to_answer(job.device)
     theta = {name: value.detach() for name, value in state.theta.items()}
     alpha = {name: value.detach() for name, value in state.alpha.items()}
     calibration = calibrated(job.learner, theta, alpha, job.source, recipe, job.reporter)
