@@ -33,7 +33,7 @@ from app.registry.registry import LoadedModel
 
 log = structlog.get_logger(__name__)
 
-Adapted = tuple[Phi, tuple[float, ...]]
+PhiAndLoss = tuple[Phi, tuple[float, ...]]
 """φ, and the support loss before the first step and after each."""
 
 
@@ -70,11 +70,11 @@ class Computer:
         self.adaptations, self.answers = Recordings(), Recordings()
         self.recorded = True
 
-    def adapt(self, supports: Sequence[SupportSet], steps: int) -> list[Adapted]:
+    def adapt(self, supports: Sequence[SupportSet], steps: int) -> list[PhiAndLoss]:
         """Adapts θ to each support set; all must have the same padded size."""
         size = padded(max(len(support.labels) for support in supports))
         sharing = self.sharing.counts(size, self.at_once)
-        adapted: list[Adapted] = []
+        adapted: list[PhiAndLoss] = []
         with torch.no_grad():
             for group in self.sharing.groups(supports, size, self.at_once):
                 if len(group) in sharing:
@@ -167,7 +167,7 @@ class Computer:
         shots = membership(support, classes.shape[-1]).sum(0)
         return Contents(phi, means, task_size(shots, classes)), losses
 
-    def _alone(self, support: SupportSet, steps: int) -> Adapted:
+    def _alone(self, support: SupportSet, steps: int) -> PhiAndLoss:
         """Adapts θ to one support set as it is."""
         examples, classes = self._pad([support], len(support.labels), support.ways)
         task = tree_map(lambda value: value[0], (examples, classes))
@@ -177,7 +177,7 @@ class Computer:
         self.layout.write(vector, adapted)
         return Phi(vector, support.ways, rows), tuple(losses.tolist())
 
-    def _together(self, group: Sequence[SupportSet], size: int, steps: int) -> list[Adapted]:
+    def _together(self, group: Sequence[SupportSet], size: int, steps: int) -> list[PhiAndLoss]:
         """Adapts θ to several support sets as one computation, padded to one size."""
 
         def compute(tasks: tuple[Examples, Tensor]) -> Tensor:

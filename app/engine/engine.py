@@ -240,6 +240,7 @@ class Engine:
 
     def _on_device(self, do: Callable[[], T]) -> T:
         """Has the device's thread do something, and waits for it."""
+        # With an owner of its own, who never has most, it gives way to no request.
         chore = Entry(ModelKey("", 0), "", Chore(do), object(), 0, owner="the engine itself")
         self._queue.put(chore, beyond_limit=True)
         result: T = chore.future.result()

@@ -31,7 +31,7 @@ class Phi:
 
 
 class Contents(NamedTuple):
-    """What a vector holds, or with a leading dimension several of them, as views where it can be.
+    """What a vector holds, or with a leading dimension several of them.
 
     `parameters` of φ by name, the class means of φ's features `means` (rows, D), and the task's
     `size` (2,), see `app.learning.calibration.task_size`.
@@ -72,31 +72,24 @@ class Layout:
 
     def write(self, vectors: Tensor, contents: Contents) -> None:
         """Writes contents with leading dimensions (...) to vectors (..., at least their length)."""
-        leading = vectors.shape[:-1]
-        for name, (place, _) in self._network.items():
-            vectors[..., place].copy_(contents.parameters[name].reshape(*leading, -1))
-        vectors[..., self._size].copy_(contents.size)
-        rows = self._rows(vectors, contents.means.shape[-2])
-        rows[..., : self._features].copy_(contents.parameters["head.weight"])
-        rows[..., self._features].copy_(contents.parameters["head.bias"])
-        rows[..., self._features + 1 : 2 * self._features + 1].copy_(contents.means)
+        into = self.read(vectors, rows=contents.means.shape[-2])
+        for name, place in into.parameters.items():
+            place.copy_(contents.parameters[name])
+        into.means.copy_(contents.means)
+        into.size.copy_(contents.size)
 
     def read(self, vectors: Tensor, rows: int) -> Contents:
-        """The contents of vectors (..., at least the length of so many rows)."""
+        """The contents of vectors (..., at least the length of so many rows), as views of them."""
         parameters = {
             name: vectors[..., place].view((*vectors.shape[:-1], *shape))
             for name, (place, shape) in self._network.items()
         }
-        head = self._rows(vectors, rows)
+        head = vectors[..., self._head : self.length(rows)]
+        head = head.view((*vectors.shape[:-1], rows, self._row))
         parameters["head.weight"] = head[..., : self._features]
         parameters["head.bias"] = head[..., self._features]
         means = head[..., self._features + 1 : 2 * self._features + 1]
         return Contents(parameters, means, vectors[..., self._size])
-
-    def _rows(self, vectors: Tensor, rows: int) -> Tensor:
-        """The head's part of vectors, (..., rows, numbers of one)."""
-        head = vectors[..., self._head : self.length(rows)]
-        return head.view((*vectors.shape[:-1], rows, self._row))
 
 
 def _aligned(numbers: int) -> int:

@@ -33,6 +33,8 @@ SHARED = Sharing(
 """As a device that computes several tasks at once, but with few shapes to warm."""
 PADDED = replace(SHARED, least=1)
 """As a GPU, which computes a lone task in a shape that was recorded."""
+SAME = {"rtol": 0, "atol": 1e-5}
+"""How near answers must be that are to be the same."""
 SECONDS = 30.0
 """Longest wait for any future: a hang is a failure, not a hang of the suite."""
 

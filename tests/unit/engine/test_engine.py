@@ -19,6 +19,7 @@ from tests.unit.engine.helpers import (
     DEEP,
     FIXED,
     PADDED,
+    SAME,
     SECONDS,
     SHARED,
     Problem,
@@ -30,8 +31,6 @@ from tests.unit.engine.helpers import (
     submit,
     wait_until,
 )
-
-SAME = {"rtol": 0, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")

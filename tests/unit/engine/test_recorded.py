@@ -14,6 +14,7 @@ from tests.unit.engine.helpers import (
     DEEP,
     FIXED,
     PADDED,
+    SAME,
     SECONDS,
     answer,
     plain,
@@ -22,8 +23,6 @@ from tests.unit.engine.helpers import (
     start,
     submit,
 )
-
-SAME = {"rtol": 0, "atol": 1e-5}
 
 
 @pytest.mark.parametrize("sharing", [PADDED])
