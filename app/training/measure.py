@@ -47,7 +47,7 @@ def measure_model(
         ModelNotFound: there is no such model.
         JobError: its files or the data are broken, or there is no such pool.
     """
-    _, model, recipe = open_version(path)
+    _, model, recipe = open_version(path, device)
     try:
         model.learner.start(model.theta, wanted.ways)
     except ValueError as error:
@@ -57,7 +57,6 @@ def measure_model(
     source = load_for(path, model, recipe, data_root, default_root, reporter, exactly=False)
     if pool not in source.parts:
         raise RecipeError(f"there are no {pool!r} classes: use one of {', '.join(source.parts)}")
-    model = model.on(device)
     return measure_figure(
         model.learner,
         model.theta,
@@ -92,9 +91,8 @@ def calibrate_version(
         ModelNotFound: there is no such model.
         JobError: its files or the data are broken, or there is nothing to calibrate.
     """
-    registry, model, recipe = open_version(path)
+    registry, model, recipe = open_version(path, device)
     source = load_for(path, model, recipe, data_root, default_root, reporter)
-    model = model.on(device)
     calibration = calibrated(model.learner, model.theta, model.alpha, source, recipe, reporter)
     if calibration is None:
         raise RecipeError(
@@ -114,11 +112,12 @@ def calibrate_version(
     return registry.rewrite(model.card.model_copy(update=change))
 
 
-def open_version(path: Path) -> tuple[Registry, LoadedModel, Recipe]:
-    """A version, where it lies, and the recipe that it was made by.
+def open_version(path: Path, device: torch.device) -> tuple[Registry, LoadedModel, Recipe]:
+    """A version, ready to answer, where it lies, and the recipe that it was made by.
 
     Args:
         path: models/<name> for the newest version, or models/<name>/<version>.
+        device: where it is to answer.
 
     Raises:
         ModelNotFound: there is no such model.
@@ -129,7 +128,7 @@ def open_version(path: Path) -> tuple[Registry, LoadedModel, Recipe]:
         raise ModelNotFound(f"{path} is not in a folder of models: give models/<name>, as a path.")
     model = registry.load(name, registry.latest(name).version if version is None else version)
     try:
-        return registry, model, Recipe.model_validate(model.card.recipe)
+        return registry, model.on(device), Recipe.model_validate(model.card.recipe)
     except ValidationError as error:
         raise RegistryError(f"The card of {path} has no recipe that names its data") from error
 

@@ -7,6 +7,8 @@ good it is and by which measure, and how it was made.
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from app.data.pools import Pool
 from app.errors import RecipeError
 from app.files import write_atomically
@@ -44,7 +46,7 @@ def write_model_card(
         from app.training import card_plots
     except ImportError as error:
         raise RecipeError(f"{error.name} is not installed: pip install -e '.[plots]'") from error
-    registry, model, recipe = open_version(path)
+    registry, model, recipe = open_version(path, torch.device("cpu"))
     source = load_for(path, model, recipe, data_root, default_root, reporter)
     card, pool = model.card, source.parts["test"]
     folder = registry.root / card.name

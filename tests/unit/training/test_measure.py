@@ -112,7 +112,7 @@ def test_a_model_whose_name_is_a_number_is_found(tmp_path, whole_run):
     card = tmp_path / "2024" / "1" / "card.json"
     card.write_text(card.read_text().replace('"name": "tiny"', '"name": "2024"'))
     for path in (tmp_path / "2024", tmp_path / "2024" / "1"):
-        _, model, _ = open_version(path)
+        _, model, _ = open_version(path, torch.device("cpu"))
         assert (model.card.name, model.card.version) == ("2024", 1)
 
 
