@@ -1,5 +1,6 @@
 """What a folder of pictures is like, found out by looking at some of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,9 +42,10 @@ def survey(folder: Path) -> Survey:
         DataError: as `app.data.folder.find_classes`, or a picture is broken; the message names it.
     """
     classes = find_classes(folder)
-    files = [path for pictures in classes.values() for path in pictures]
-    rows = np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).astype(int)
-    sides, greys, inks = zip(*(_look(files[row]) for row in rows), strict=True)
+    each = -(-LOOKED_AT // len(classes))
+    some = [path for pictures in classes.values() for path in _evenly(pictures, each)]
+    looks = [_look(path) for path in _evenly(some, LOOKED_AT)]
+    sides, greys, inks = zip(*looks, strict=True)
     grey = bool(np.mean(greys) >= NEARLY_ALL)
     return Survey(
         counts={name: len(pictures) for name, pictures in classes.items()},
@@ -51,6 +53,12 @@ def survey(folder: Path) -> Survey:
         grey=grey,
         dark_on_light=grey and bool(np.mean(inks) >= MOST),
     )
+
+
+def _evenly(files: Sequence[Path], most: int) -> list[Path]:
+    """At most so many of the files, evenly spaced."""
+    rows = np.linspace(0, len(files) - 1, min(most, len(files))).astype(int)
+    return [files[row] for row in rows]
 
 
 def _look(path: Path) -> tuple[int, bool, bool]:

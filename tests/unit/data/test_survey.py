@@ -113,6 +113,14 @@ def test_of_many_pictures_some_of_every_class_are_looked_at(tmp_path, monkeypatc
     assert set(seen) == set(found.counts)
 
 
+def test_a_large_class_does_not_speak_for_the_others(tmp_path):
+    root = write(tmp_path, photograph, pictures=3)
+    for number in range(400):
+        Image.new("L", (30, 30), 255).save(root / "0" / f"{number:03}.png")
+    found = survey(root)
+    assert (found.grey, found.dark_on_light) == (False, False)
+
+
 def test_a_broken_picture_is_named(tmp_path):
     root = write(tmp_path, drawing)
     (root / "3" / "1.png").write_bytes(b"GIF89a")
