@@ -2,6 +2,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import logging
 import structlog
@@ -13,8 +15,10 @@ with structlog.contextvars.bound_contextvars(request_id="abc"):
 logging.getLogger("library").warning("careful: %s", "hot")
 logging.getLogger("library").info("chatter")
 structlog.get_logger("test").debug("detail")
-try:
+def fail(kept):
     raise ValueError("wrong")
+try:
+    fail("call" + "er's input")
 except ValueError:
     structlog.get_logger("test").exception("failed")
     logging.getLogger("library").exception("failed as well")
@@ -50,3 +54,10 @@ def test_the_console_format_is_for_people():
     first, *_ = lines("console")
     assert "done" in first
     assert not first.startswith("{")
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_traceback_shows_what_variables_held(log_format):
+    told = "\n".join(lines(log_format))
+    assert "ValueError: wrong" in told
+    assert told.count("caller") == 0
