@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     max_ttl_seconds: int = Field(366 * 86_400, ge=1)
     """Longest time to live that a session may ask for, in seconds."""
     queue_limit: int = Field(256, ge=1)
-    """Most requests that wait for the device; beyond it the owner with most of them gets 503."""
+    """Most requests that wait for the device; beyond it a request gets 503."""
     batch_limit: int = Field(16, ge=1)
     """Most requests that share one batch on the device; a CPU computes each adaptation alone."""
     phi_cache_bytes: int = Field(512 * MEBIBYTE, ge=0)

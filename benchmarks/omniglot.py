@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True)
     rows: list[Row] = []
     try:
-        _, model, _ = open_version(options.model)
+        _, model, _ = open_version(options.model, torch.device("cpu"))
         pool = load_omniglot(data_dir / "omniglot", SPLIT)["test"]
         fewer = max(2, options.tasks // 5)
         for ways, shots in TABLE:
