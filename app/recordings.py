@@ -43,6 +43,7 @@ class Recordings:
 
         Raises:
             CannotRecord: it reads values back from the GPU, or makes tensors of Python's numbers.
+            torch.OutOfMemoryError: the GPU's memory does not suffice.
         """
         leaves = tree_leaves(inputs)
         device = leaves[0].device
@@ -76,6 +77,8 @@ class _Recording:
         try:
             with torch.cuda.graph(self._graph, pool=pool):
                 self._results = compute(self._inputs)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise CannotRecord(
                 "it cannot be recorded as a CUDA graph: a forward pass must not read values back "

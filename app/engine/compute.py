@@ -1,6 +1,7 @@
 """What the device computes: adaptations and answers, several at once where that is faster."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_map
 from app.engine.phi import Contents, Layout, Phi
 from app.engine.requests import Answers, Floats, SupportSet
 from app.engine.shapes import padded, padded_rows, sharing_of
+from app.errors import RegistryError
 from app.learning import heads
 from app.learning.calibration import (
     class_means,
@@ -46,6 +48,7 @@ class Computer:
     """
 
     def __init__(self, model: LoadedModel, device: torch.device, max_classes: int, at_once: int):
+        """Takes the model over; tasks of more than `max_classes` are computed alone."""
         model = model.on(device)
         self.card = model.card
         self.learner = model.learner
@@ -53,7 +56,7 @@ class Computer:
         self.most_rows = padded_rows(max_classes)
         self.at_once = at_once
         """Most tasks of one computation."""
-        self.sharing = sharing_of(device)
+        self.sharing = sharing_of(device, math.prod(self.card.input.shape))
         self.theta, self.alpha = model.theta, model.alpha
         self.calibration: tuple[Tensor, Tensor] | None = None
         """The weights of the temperature and of the outlier's probability."""
@@ -65,7 +68,7 @@ class Computer:
         self.layout = Layout(self.learner, self.theta)
         self.rows = self.learner.head.rows(self.most_rows)
         """Rows of the head in a slot."""
-        slots = max(self.sharing.counts(padded(1), at_once), default=0)
+        slots = max(self.sharing.counts(1, at_once), default=0)
         self.slots = torch.zeros(slots, self.layout.length(self.rows), device=device)
         self.adaptations, self.answers = Recordings(), Recordings()
         self.recorded = True
@@ -77,10 +80,10 @@ class Computer:
         adapted: list[PhiAndLoss] = []
         with torch.no_grad():
             for group in self.sharing.groups(supports, size, self.at_once):
-                if len(group) in sharing:
+                if len(group) in sharing and self._fit(support.ways for support in group):
                     adapted += self._together(group, size, steps)
                 else:
-                    adapted.append(self._alone(group[0], steps))
+                    adapted += [self._alone(support, steps) for support in group]
         return adapted
 
     def predict(self, requests: Sequence[tuple[Phi, Floats]]) -> list[Answers]:
@@ -192,7 +195,8 @@ class Computer:
         else:
             losses = compute(tasks)
         adapted = []
-        for support, slot, loss in zip(group, self.slots, losses.tolist(), strict=False):
+        slots = self.slots[: len(group)]
+        for support, slot, loss in zip(group, slots, losses.tolist(), strict=True):
             rows = self.learner.head.rows(support.ways)
             vector = slot[: self.layout.length(rows)].clone()
             adapted.append((Phi(vector, support.ways, rows), tuple(loss)))
@@ -233,26 +237,32 @@ class Computer:
         return Examples(*to[:3]), to[3]
 
     def _answer(self, group: Sequence[tuple[int, Phi, Floats]], size: int) -> list[Answers]:
-        """Answers to chunks of queries, as one computation."""
+        """Answers to chunks of queries, as one computation where they can share one."""
+        sharing = self.sharing.counts(size, self.at_once)
+        answered: Iterable[tuple[Tensor, Tensor]]
         with torch.no_grad():
-            if len(group) in self.sharing.counts(size, self.at_once):
-                answered = self._answer_together(group, size)
+            if len(group) in sharing and self._fit(phi.ways for _, phi, _ in group):
+                probabilities, outliers = self._answer_together(group, size)
+                answered = zip(probabilities.cpu(), outliers.cpu(), strict=True)
             else:
-                _, phi, query = group[0]
-                held = self.layout.read(phi.vector, phi.rows)
-                classes = self._classes([phi], phi.rows)[0]
-                inputs = torch.from_numpy(query).to(self.device)
-                answered = tree_map(
-                    lambda value: value[None], self._answer_one(held, classes, inputs)
+                answered = (self._answer_alone(phi, query) for _, phi, query in group)
+            return [
+                Answers(
+                    probabilities[: len(query), : phi.ways].cpu().numpy().copy(),
+                    outliers[: len(query)].cpu().numpy().copy() if self.calibration else None,
                 )
-        probabilities, outliers = (value.cpu().numpy() for value in answered)
-        return [
-            Answers(
-                probabilities[index, : len(query), : phi.ways].copy(),
-                outliers[index, : len(query)].copy() if self.calibration else None,
-            )
-            for index, (_, phi, query) in enumerate(group)
-        ]
+                for (_, phi, query), (probabilities, outliers) in zip(group, answered, strict=True)
+            ]
+
+    def _fit(self, ways: Iterable[int]) -> bool:
+        """Whether heads of so many classes fit a slot: old sessions may know more than new ones."""
+        return all(self.learner.head.rows(each) <= self.rows for each in ways)
+
+    def _answer_alone(self, phi: Phi, query: Floats) -> tuple[Tensor, Tensor]:
+        """Answers to the queries of one φ, as they are."""
+        held = self.layout.read(phi.vector, phi.rows)
+        inputs = torch.from_numpy(query).to(self.device)
+        return self._answer_one(held, self._classes([phi], phi.rows)[0], inputs)
 
     def _answer_together(self, group: Sequence[tuple[int, Phi, Floats]], size: int) -> Any:
         """The same of several, padded to one size; tensors (B, ...)."""
@@ -264,7 +274,8 @@ class Computer:
 
         phis = [phi for _, phi, _ in group]
         padding = np.zeros((len(group), size, *self.card.input.shape), np.float32)
-        for slot, place, (_, phi, query) in zip(self.slots, padding, group, strict=False):
+        slots = self.slots[: len(group)]
+        for slot, place, (_, phi, query) in zip(slots, padding, group, strict=True):
             slot[: len(phi.vector)].copy_(phi.vector)
             place[: len(query)] = query
         inputs = self._classes(phis, self.rows), torch.from_numpy(padding).to(self.device)
@@ -296,3 +307,24 @@ def _joined(parts: Sequence[Answers], phi: Phi) -> Answers:
         np.concatenate([part.probabilities for part in parts]),
         np.concatenate(outliers) if outliers else None,
     )
+
+
+def check_served(model: LoadedModel) -> None:
+    """Refuses a model whose answers to requests would be wrong, or none.
+
+    Raises:
+        RegistryError: it says why.
+    """
+    card, reason = model.card, None
+    if card.task != "classification":
+        reason = f"models of {card.task} are not served"
+    elif model.learner.transductive:
+        reason = (
+            "it is transductive: answers would depend on the other queries in the batch; train "
+            'with norm = "group"'
+        )
+    if reason:
+        raise RegistryError(
+            f"{card.name} version {card.version} cannot be served, {reason}. Take it out of the "
+            "models folder."
+        )

@@ -14,12 +14,12 @@ import torch
 
 from app.devices import choose_device, one_thread
 from app.engine.cache import PhiCache
-from app.engine.compute import Computer
+from app.engine.compute import Computer, check_served
 from app.engine.queue import Entry, WorkQueue
 from app.engine.requests import Adapted, Answers, Floats, ModelKey, PhiMissing, SupportSet
-from app.engine.shapes import padded, sharing_of
+from app.engine.shapes import USUAL_NUMBERS, padded, sharing_of
 from app.engine.work import Adapt, Chore, Export, Predict
-from app.errors import Draining, EngineFailed, NotReady, RegistryError, Unavailable
+from app.errors import DeviceError, Draining, EngineFailed, NotReady, Unavailable
 from app.registry import LoadedModel, Registry
 from app.settings import Settings
 
@@ -60,8 +60,9 @@ class Engine:
         self._registry = registry
         self._settings = settings
         self._device = choose_device(settings.device)
-        self._sharing = sharing_of(self._device)
+        self._most_work = sharing_of(self._device, USUAL_NUMBERS).work
         self._threads = torch.get_num_threads()
+        self._name_closed()
         with one_thread():
             self._models = {
                 ModelKey(name, version): registry.load(name, version)
@@ -69,7 +70,7 @@ class Engine:
                 for version in registry.versions(name)
             }
         for model in self._models.values():
-            _check_served(model)
+            check_served(model)
         self._computers: dict[ModelKey, Computer] = {}
         self._cache = PhiCache(settings.phi_cache_bytes)
         self._queue = WorkQueue(settings.queue_limit)
@@ -107,6 +108,7 @@ class Engine:
         during another one looks again after it.
         """
         with self._reloading:
+            self._name_closed()
             for name in self._registry.names():
                 for version in self._registry.versions(name):
                     try:
@@ -147,14 +149,14 @@ class Engine:
         Raises:
             Unavailable: the queue is full, or the device is not warm, broken or being stopped.
         """
-        size = len(support.labels)
-        shares = size <= self._sharing.largest
+        computer, size = self._computer_of(model), len(support.labels)
+        shares = size <= computer.sharing.largest
         if shares:
             size = padded(size)
         # A backward pass costs two forward ones; at the end come one more, and the queries.
         cost = size * (3 * steps + 1) + (0 if query is None else len(query))
         kind = ("adapt", size, steps) if shares else object()
-        return self._submit(model, phi_key, Adapt(support, steps, query), kind, cost, owner)
+        return self._submit(computer, phi_key, Adapt(support, steps, query), kind, cost, owner)
 
     def predict(
         self, model: ModelKey, phi_key: str, query: Floats, owner: str = ""
@@ -166,8 +168,9 @@ class Engine:
         Raises:
             Unavailable: as for `adapt`.
         """
-        kind = "predict" if len(query) <= self._sharing.queries else object()
-        return self._submit(model, phi_key, Predict(query), kind, len(query), owner)
+        computer = self._computer_of(model)
+        kind = "predict" if len(query) <= computer.sharing.queries else object()
+        return self._submit(computer, phi_key, Predict(query), kind, len(query), owner)
 
     def weights(self, model: ModelKey, phi_key: str, owner: str = "") -> Future[dict[str, Floats]]:
         """The φ kept under `phi_key`, by parameter name; PhiMissing as in `predict`.
@@ -175,7 +178,7 @@ class Engine:
         Raises:
             Unavailable: as for `adapt`.
         """
-        return self._submit(model, phi_key, Export(), "export", 1, owner)
+        return self._submit(self._computer_of(model), phi_key, Export(), "export", 1, owner)
 
     def forget(self, phi_key: str) -> None:
         """Drops φ from the cache before the next batch."""
@@ -199,25 +202,36 @@ class Engine:
             "phi_cache_rebuild_seconds_total": self._cache.rebuild_seconds,
         }
 
+    def _name_closed(self) -> None:
+        for folder in self._registry.closed():
+            reason = "it cannot be read: give this process permission to"
+            log.error("a model is left out", folder=str(folder), reason=reason)
+
+    def _computer_of(self, model: ModelKey) -> Computer:
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)  # it would grow with every raise
+        if self._queue.closed is not None:
+            raise self._queue.closed.with_traceback(None)
+        if not self._warm.is_set():
+            raise NotReady("The device is warming up; try again shortly.", retry_after_seconds=2)
+        computer = self._computers.get(model)
+        if computer is None:
+            raise NotReady(
+                f"{model.name} version {model.version} came after this server last read its "
+                "models: try again on another, or once it has read them again."
+            )
+        return computer
+
     def _submit(
         self,
-        model: ModelKey,
+        computer: Computer,
         phi_key: str,
         work: object,
         kind: Hashable,
         cost: int,
         owner: str,
     ) -> Future[Any]:
-        if self._failure is not None:
-            raise self._failure.with_traceback(None)  # it would grow with every raise
-        if not self._warm.is_set() and not self._queue.closed:
-            raise NotReady("The device is warming up; try again shortly.", retry_after_seconds=2)
-        if model not in self._models:
-            raise NotReady(
-                f"{model.name} version {model.version} came after this server last read its "
-                "models: try again on another, or once it has read them again."
-            )
-        entry = Entry(model, phi_key, work, (model, kind), cost, owner)
+        entry = Entry(computer, phi_key, work, (id(computer), kind), cost, owner)
         self._queue.put(entry)
         return entry.future
 
@@ -229,7 +243,7 @@ class Engine:
         began = time.monotonic()
         with one_thread():
             model = self._registry.load(key.name, key.version)
-        _check_served(model)
+        check_served(model)
         computer = self._on_device(partial(self._computer, model))
         for do in computer.warm(self._settings.max_support):
             self._on_device(do)
@@ -241,7 +255,7 @@ class Engine:
     def _on_device(self, do: Callable[[], T]) -> T:
         """Has the device's thread do something, and waits for it."""
         # With an owner of its own, who never has most, it gives way to no request.
-        chore = Entry(ModelKey("", 0), "", Chore(do), object(), 0, owner="the engine itself")
+        chore = Entry(None, "", Chore(do), object(), 0, owner="the engine itself")
         self._queue.put(chore, beyond_limit=True)
         result: T = chore.future.result()
         return result
@@ -257,7 +271,7 @@ class Engine:
             gc.collect()
             gc.freeze()
             self._warm.set()
-            while batch := self._queue.next_batch(self._settings.batch_limit, self._sharing.work):
+            while batch := self._queue.next_batch(self._settings.batch_limit, self._most_work):
                 if isinstance(batch[0].work, Chore):
                     self._do(batch[0])
                     continue
@@ -282,11 +296,18 @@ class Engine:
         """
         began = time.monotonic()
         for key, model in self._models.items():
-            self._computers[key] = self._computer(model)
-            for do in self._computers[key].warm(self._settings.max_support):
-                if self._queue.closed:
-                    return False
-                do()
+            try:
+                self._computers[key] = self._computer(model)
+                for do in self._computers[key].warm(self._settings.max_support):
+                    if self._queue.closed:
+                        return False
+                    do()
+            except torch.OutOfMemoryError as error:
+                raise DeviceError(
+                    f"The GPU's memory does not suffice for {key.name} version {key.version}: "
+                    "lower INNERLOOP_MAX_SUPPORT, INNERLOOP_MAX_CLASSES or INNERLOOP_BATCH_LIMIT, "
+                    "or take versions that nobody uses out of the models folder"
+                ) from error
         log.info("the device is warm", seconds=round(time.monotonic() - began, 2))
         return True
 
@@ -328,7 +349,7 @@ class Engine:
         }
         began = time.monotonic()
         try:
-            run[type(batch[0].work)](batch, self._computers[batch[0].model])
+            run[type(batch[0].work)](batch, batch[0].computer)
         finally:
             self._counts.busy_seconds += time.monotonic() - began
 
@@ -365,20 +386,3 @@ class Engine:
                 entry.future.set_exception(PhiMissing(entry.phi_key))
             else:
                 entry.future.set_result(computer.weights(phi))
-
-
-def _check_served(model: LoadedModel) -> None:
-    """Refuses a model whose answers to requests would be wrong, or none."""
-    card, reason = model.card, None
-    if card.task != "classification":
-        reason = f"models of {card.task} are not served"
-    elif model.learner.transductive:
-        reason = (
-            "it is transductive: answers would depend on the other queries in the batch; train "
-            'with norm = "group"'
-        )
-    if reason:
-        raise RegistryError(
-            f"{card.name} version {card.version} cannot be served, {reason}. Take it out of the "
-            "models folder."
-        )

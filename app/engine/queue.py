@@ -7,7 +7,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.engine.requests import ModelKey
 from app.errors import QueueFull, Unavailable
 
 
@@ -16,10 +15,10 @@ class Entry:
     """One request.
 
     Entries of the same `shape` can share a batch, up to a `cost` of one batch; the unit is one
-    example.
+    example. `computer` is what its model was when it came: another may take its name meanwhile.
     """
 
-    model: ModelKey
+    computer: Any
     phi_key: str
     work: Any
     shape: Hashable
@@ -46,9 +45,9 @@ class WorkQueue:
         return sum(map(len, list(self._waiting.values())))
 
     @property
-    def closed(self) -> bool:
-        """Whether it takes no more entries."""
-        return self._closed is not None
+    def closed(self) -> Unavailable | None:
+        """Why it takes no more entries, None while it does."""
+        return self._closed
 
     def put(self, entry: Entry, *, beyond_limit: bool = False) -> None:
         """Adds an entry; `beyond_limit` is for what is no request.

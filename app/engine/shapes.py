@@ -6,7 +6,7 @@ and it is no faster for certain; `benchmarks/README.md` has the measurements.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -64,6 +64,9 @@ class Sharing:
             start += count
 
 
+USUAL_NUMBERS = 28 * 28
+"""Numbers of an input for which the bounds of a GPU are meant."""
+
 ON_CPU = Sharing(
     least=2, largest=0, together=0, queries=16, query_sizes=(1, 4, 16, 64, 256), work=1000
 )
@@ -77,9 +80,21 @@ ON_GPU = Sharing(
 )
 
 
-def sharing_of(device: torch.device) -> Sharing:
-    """How tasks share a device."""
-    return ON_CPU if device.type == "cpu" else ON_GPU
+def sharing_of(device: torch.device, numbers: int) -> Sharing:
+    """How tasks of inputs of so many numbers share a device.
+
+    Of larger inputs than those of 28 x 28 as many fewer share a computation: what it takes of the
+    memory stays the same.
+    """
+    if device.type == "cpu":
+        return ON_CPU
+    together = min(ON_GPU.together, max(1, ON_GPU.together * USUAL_NUMBERS // numbers))
+    return replace(
+        ON_GPU,
+        together=together,
+        largest=min(ON_GPU.largest, together),
+        query_sizes=tuple(size for size in ON_GPU.query_sizes if size <= together),
+    )
 
 
 def padded(count: int) -> int:

@@ -1,6 +1,7 @@
 """Where models lie on disk: `<root>/<name>/<version>/{theta.safetensors,card.json}`."""
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -90,18 +91,30 @@ class Registry:
 
     def names(self) -> list[str]:
         """Names that have at least one version, sorted."""
-        if not self.root.is_dir():
-            return []
-        folders = (path.name for path in self.root.iterdir() if re.match(NAME_PATTERN, path.name))
-        return sorted(name for name in folders if self.versions(name))
+        return [folder.name for folder in self._folders() if self.versions(folder.name)]
 
     def versions(self, name: str) -> list[int]:
-        """Versions of a name, ascending; none where there is no such name."""
+        """Versions of a name, ascending; none where there is no such name or it is closed to us."""
         folder = self.root / name
         if not re.match(NAME_PATTERN, name) or not folder.is_dir():
             return []
-        numbers = (path.name for path in folder.iterdir() if (path / CARD).is_file())
-        return sorted(int(number) for number in numbers if re.match(r"^[1-9]\d{0,8}$", number))
+        try:
+            numbers = [path.name for path in folder.iterdir() if _may_be_version(path)]
+        except PermissionError:
+            return []
+        return sorted(map(int, numbers))
+
+    def closed(self) -> list[Path]:
+        """Folders of models that cannot be looked into, for want of permission."""
+        mode = os.R_OK | os.X_OK
+        return [folder for folder in self._folders() if not os.access(folder, mode)]
+
+    def _folders(self) -> list[Path]:
+        """Where models may lie, sorted by name."""
+        if not self.root.is_dir():
+            return []
+        found = (path for path in self.root.iterdir() if re.match(NAME_PATTERN, path.name))
+        return sorted(path for path in found if path.is_dir())
 
     def latest(self, name: str) -> Card:
         """The card of a name's newest version.
@@ -124,9 +137,9 @@ class Registry:
             RegistryError: the card is broken.
         """
         path = self.folder(name, version) / CARD
-        if not re.match(NAME_PATTERN, name) or version < 1 or not path.is_file():
-            raise ModelNotFound(f"There is no version {version} of a model {name!r}.")
         try:
+            if not re.match(NAME_PATTERN, name) or version < 1 or not path.is_file():
+                raise ModelNotFound(f"There is no version {version} of a model {name!r}.")
             found = path.stat()
             same = (found.st_mtime_ns, found.st_size, found.st_ino)
             known = self._cards.get(path)
@@ -217,6 +230,16 @@ def encode_theta(theta: Mapping[str, Tensor], alpha: Mapping[str, Tensor]) -> by
     tensors = {f"theta.{name}": value for name, value in theta.items()}
     tensors |= {f"alpha.{name}": value for name, value in alpha.items()}
     return save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
+
+
+def _may_be_version(folder: Path) -> bool:
+    """Whether a version lies there, or may lie there but cannot be looked at."""
+    if not re.match(r"^[1-9]\d{0,8}$", folder.name):
+        return False
+    try:
+        return (folder / CARD).is_file()
+    except PermissionError:
+        return True
 
 
 def _write_card(folder: Path, card: Card) -> None:

@@ -268,6 +268,11 @@ def _recorded(state: State, what: Hashable, compute: Compute, inputs: Any) -> Ou
             f"The recipe's [network] cannot be trained on a GPU, {error}. Mend that, or train it "
             "with --device cpu"
         ) from error
+    except torch.OutOfMemoryError as error:
+        raise RecipeError(
+            "The GPU's memory does not suffice for the recipe's tasks: lower a stage's "
+            f"tasks_at_once, tasks or ways ({str(error).splitlines()[0]})"
+        ) from error
     for parameter, gradient in zip(state.parameters.values(), gradients, strict=True):
         parameter.grad = gradient
     computed: Outcome = outcome

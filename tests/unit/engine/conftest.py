@@ -8,6 +8,7 @@ from app.engine import engine as engine_module
 from app.engine.shapes import Sharing
 from app.registry import LoadedModel, Registry
 from app.settings import Settings
+from tests.replays import replay
 from tests.unit.engine.helpers import (
     CONV,
     DEEP,
@@ -54,7 +55,9 @@ def build(
     """Makes engines with small limits, not started, whose device obeys `device`."""
     device.steer(monkeypatch)
     for module in (compute, engine_module):
-        monkeypatch.setattr(module, "sharing_of", lambda _: sharing)
+        monkeypatch.setattr(module, "sharing_of", lambda *_: sharing)
+    if sharing.least == 1:
+        replay(monkeypatch)
     engines = []
 
     def build(**limits) -> Engine:

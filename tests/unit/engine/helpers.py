@@ -32,7 +32,7 @@ SHARED = Sharing(
 )
 """As a device that computes several tasks at once, but with few shapes to warm."""
 PADDED = replace(SHARED, least=1)
-"""As a GPU, which computes a lone task in a shape that was recorded."""
+"""As a GPU, which computes a lone task too in a shape that was recorded, and replays it."""
 SAME = {"rtol": 0, "atol": 1e-5}
 """How near answers must be that are to be the same."""
 SECONDS = 30.0

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from app.engine import Engine
+from app.engine.shapes import ON_CPU, sharing_of
 from app.recordings import CannotRecord, Recordings
 from app.settings import Settings
 from tests.unit.engine.helpers import (
@@ -22,6 +23,7 @@ from tests.unit.engine.helpers import (
     rows_of,
     start,
     submit,
+    wait_until,
 )
 
 
@@ -39,6 +41,59 @@ def test_a_network_that_cannot_be_recorded_is_served_and_named(running, models, 
     named = sorted((entry["model"], entry["version"], entry["reason"]) for entry in said)
     versions = sorted((key.name, key.version) for key in (CONV, DEEP, FIXED))
     assert named == [(*version, "it reads values back") for version in versions], "once each"
+
+
+@pytest.mark.parametrize("sharing", [PADDED])
+def test_sessions_of_more_classes_than_new_ones_may_have_are_answered(running, models):
+    engine = running(max_support=16, max_classes=8)
+    wide, narrow = problem(1, [1] * 12), problem(2, [1, 2])
+    futures = [submit(engine, f"{n}", work) for n, work in enumerate([narrow, wide, wide])]
+    for work, future in zip([narrow, wide, wide], futures, strict=True):
+        want = rows_of(plain(models[CONV], work))
+        np.testing.assert_allclose(rows_of(future.result(SECONDS)), want, **SAME)
+    asked = [engine.predict(CONV, key, wide.query) for key in "12"]
+    for future in asked:
+        want = rows_of(plain(models[CONV], wide))
+        np.testing.assert_allclose(future.result(SECONDS).probabilities, want, **SAME)
+    assert engine.stats()["batch_failures_total"] == 0
+
+
+@pytest.mark.parametrize("sharing", [PADDED])
+def test_there_are_slots_for_the_largest_batch_of_single_queries(running, models):
+    engine = running(max_support=16, max_classes=8, batch_limit=64)
+    works = [problem(seed, [1, 1], queries=1) for seed in range(64)]
+    keys = [f"{seed}" for seed in range(64)]
+    for key, work in zip(keys, works, strict=True):
+        answer(engine, key, work)
+    asked = zip(keys, works, strict=True)
+    futures = [engine.predict(CONV, key, work.query) for key, work in asked]
+    for work, future in zip(works, futures, strict=True):
+        want = rows_of(plain(models[CONV], work))
+        np.testing.assert_allclose(future.result(SECONDS).probabilities, want, **SAME)
+
+
+@pytest.mark.parametrize("sharing", [PADDED])
+def test_too_little_memory_is_said_with_what_helps(build, logs, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
+
+    monkeypatch.setattr(Recordings, "run", full)
+    engine = build()
+    engine.start()
+    wait_until(lambda: engine.failed)
+    [said] = [entry for entry in logs if entry["log_level"] == "error"]
+    assert (
+        "memory does not suffice for conv version 1: lower INNERLOOP_MAX_SUPPORT" in said["error"]
+    )
+
+
+@pytest.mark.parametrize("numbers", [1, 28 * 28, 3 * 84 * 84, 3 * 1000 * 1000])
+def test_of_large_inputs_fewer_share_a_computation(numbers):
+    sharing = sharing_of(torch.device("cuda"), numbers)
+    assert sharing.together * max(numbers, 28 * 28) <= max(4096 * 28 * 28, numbers)
+    assert sharing.query_sizes[0] == 1
+    assert max(sharing.largest, *sharing.query_sizes) <= sharing.together
+    assert sharing_of(torch.device("cpu"), numbers) is ON_CPU
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

@@ -1,5 +1,6 @@
 """New versions are taken in while the old ones are served."""
 
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from app.engine import Engine, ModelKey
 from app.engine.compute import Computer
+from app.engine.shapes import ON_CPU
 from app.errors import NotReady
 from app.registry import Registry
 from app.settings import Settings
@@ -62,6 +64,25 @@ def check_answers(engine: Engine, registry: Registry, key: ModelKey) -> None:
 
 def left_out(logs: list[dict]) -> list[str]:
     return [entry["folder"] for entry in logs if entry["event"] == "a version is left out"]
+
+
+def close(monkeypatch, *folders: Path) -> None:
+    """What permissions do to anybody but root, who may be running this."""
+    stat, iterdir, access = Path.stat, Path.iterdir, os.access
+
+    def checked_stat(path: Path, **options):
+        if path.parent in folders:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    def checked_iterdir(path: Path):
+        if path in folders:
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "stat", checked_stat)
+    monkeypatch.setattr(Path, "iterdir", checked_iterdir)
+    monkeypatch.setattr(os, "access", lambda path, mode: path not in folders and access(path, mode))
 
 
 def test_a_new_version_and_a_new_model_are_served_after_a_reload_and_not_before(engine, registry):
@@ -208,6 +229,47 @@ def test_a_version_that_was_replaced_answers_by_the_theta_on_disk(engine, regist
     assert engine.serves(DEEP, after)
     assert not engine.serves(DEEP, before)
     check_answers(engine, registry, DEEP)
+
+
+@pytest.mark.parametrize("sharing", [ON_CPU])
+@pytest.mark.parametrize("shape", [(5,), (7,)], ids=["the same inputs", "other inputs"])
+def test_requests_that_wait_while_their_version_is_replaced_are_answered_by_the_old_one(
+    build, registry, device, shape
+):
+    engine = start(build(queue_limit=64))
+    old, work = registry.load("deep", 2), problem(4, [2, 1], model=DEEP)
+    held = device.hold(engine)
+    # Warming up takes turns with them: they are more than it has shapes.
+    waiting = [submit(engine, f"waits {number}", work) for number in range(40)]
+    shutil.rmtree(registry.folder("deep", 2))
+    save_model(registry, DEEP, NETWORK, shape=shape)
+    with ThreadPoolExecutor() as pool:
+        reloading = pool.submit(engine.reload)
+        wait_until(lambda: engine.stats()["queue_length"] > 40)
+        device.gate.set()
+        for future in [held, *waiting]:
+            future.result(SECONDS)
+        reloading.result(SECONDS)
+    want = plain(old, work).answers.probabilities
+    for future in waiting:
+        np.testing.assert_allclose(future.result().answers.probabilities, want, rtol=0, atol=1e-5)
+    assert engine.ready
+    assert engine.serves(DEEP, registry.card("deep", 2).theta_sha256)
+
+
+def test_folders_that_are_closed_to_us_are_named_and_keep_nothing_else_out(
+    engine, registry, logs, monkeypatch
+):
+    add(registry)
+    add(registry, ModelKey("other", 1))
+    add(registry, ModelKey("zeta", 1))
+    closed = [registry.root / "other", registry.folder("deep", 3)]
+    close(monkeypatch, *closed)
+    engine.reload()
+    assert left_out(logs) == [str(closed[1])]
+    assert [e["folder"] for e in logs if e["event"] == "a model is left out"] == [str(closed[0])]
+    check_answers(engine, registry, ModelKey("zeta", 1))
+    assert not engine.serves(ModelKey("other", 1))
 
 
 def test_warming_up_counts_as_no_request(engine, registry):

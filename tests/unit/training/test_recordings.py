@@ -1,15 +1,20 @@
 """Recorded gradients are those that are computed anew; what needs a GPU skips without one."""
 
+from contextlib import nullcontext
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 
 from app.data.omniglot import INPUT
 from app.data.pools import TaskShape
+from app.errors import RecipeError
 from app.learning.convolution import convolve
-from app.recordings import Recordings
+from app.recordings import CannotRecord, Recordings, _Recording
 from app.registry.registry import build_learner
 from app.training.evaluate import examples_to_device, to_device
 from app.training.state import initial_state, meta_gradient, pretraining_gradient
+from tests.replays import replay
 from tests.unit.training.helpers import make_pool, recipe
 
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -49,6 +54,49 @@ def gradients(
             for value in state.parameters.values():
                 value.mul_(1.1)
     return found
+
+
+@pytest.mark.parametrize("at_once", [None, 1])
+@pytest.mark.parametrize("algorithm", ["maml", "first-order-maml", "multi-step-maml"])
+def test_what_is_recorded_reads_nothing_that_moves(monkeypatch, algorithm, at_once):
+    expected = gradients(DEVICES[0], algorithm, at_once, range(6))
+    replay(monkeypatch)
+    got = gradients(DEVICES[0], algorithm, at_once, range(6))
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_too_little_memory_is_no_fault_of_the_network(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
+
+    monkeypatch.setattr(Recordings, "run", full)
+    with pytest.raises(RecipeError, match=r"memory does not suffice.*tasks_at_once.*3\.00 GiB"):
+        gradients(DEVICES[0], "maml", None, range(1))
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), torch.OutOfMemoryError),
+        (RuntimeError("operation not permitted when stream is capturing"), CannotRecord),
+    ],
+)
+def test_what_goes_wrong_while_recording_is_told_apart(monkeypatch, error, raised):
+    for name in ("Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
+    calls = []
+
+    def compute(inputs: torch.Tensor) -> torch.Tensor:
+        calls.append(inputs)
+        if len(calls) == 2:  # the first is not recorded
+            raise error
+        return inputs
+
+    with pytest.raises(raised):
+        _Recording(compute, torch.zeros(2), None)
 
 
 @needs_a_gpu
