@@ -80,7 +80,11 @@ async def _keep_up(parts: Resources, lifecycle: Lifecycle) -> None:
             await asyncio.to_thread(parts.database.migrate)
             lifecycle.migrated = True
         except DatabaseUnavailable as error:
-            _log.warning("the database is not available", reason=str(error))
+            _log.warning(
+                "the database is not available",
+                reason=str(error),
+                cause=parts.database.cause(error),
+            )
             await asyncio.sleep(MIGRATION_RETRY_SECONDS)
     while True:
         try:

@@ -1,10 +1,13 @@
 """What surrounds every request: its id, its log line, its figures, and a last answer."""
 
+import asyncio
 import re
 import secrets
 import time
+from contextlib import suppress
 
 import structlog
+from fastapi.exceptions import ResponseValidationError
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -12,6 +15,8 @@ from app.api.metrics import Metrics
 from app.api.problems import INTERNAL
 
 HEADER = b"x-request-id"
+DROP_BYTES, DROP_SECONDS = 128 * 1024 * 1024, 10.0
+"""Most of a body that is read after its answer, and how long."""
 CALLER_GONE = 499
 """Stands in the log and in the figures for a status that nobody saw."""
 
@@ -39,6 +44,7 @@ class Observer:
             await self._app(scope, receive, send)
             return
         start = time.perf_counter()
+        receive = body = _Body(scope, receive)
         method = scope["method"]
         if method == "HEAD":
             scope = dict(scope, method="GET")
@@ -51,6 +57,10 @@ class Observer:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (HEADER, request_id)]
+            elif body.more and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await body.drop()
+                message = {"type": "http.response.body"}
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id.decode()):
@@ -58,8 +68,12 @@ class Observer:
                 await self._app(scope, receive, observed)
             except ClientDisconnect:
                 pass
-            except Exception:
-                _log.exception("unforeseen error")
+            except Exception as error:
+                if isinstance(error, ResponseValidationError):  # its text shows the answer's values
+                    faults = [(fault["loc"], fault["type"]) for fault in error.errors()]
+                    _log.error("an answer breaks its own schema", faults=faults)
+                else:
+                    _log.exception("unforeseen error")
                 if status:
                     raise  # the answer has begun: the server can only cut it off
                 await INTERNAL.response(request_id.decode())(scope, receive, observed)
@@ -77,6 +91,38 @@ class Observer:
             status=status,
             duration_ms=round(seconds * 1000, 3),
         )
+
+
+class _Body:
+    """What a request still sends, of which an early answer may have read nothing.
+
+    A server that hangs up on what it has not read resets the connection, and then many a client
+    does not see the answer.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive):
+        headers = dict(scope["headers"])
+        self._receive = receive
+        # Who asks first whether to send sends nothing once it has been answered.
+        asks = headers.get(b"expect", b"").lower() == b"100-continue"
+        self.more = not asks and (
+            headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        )
+        """Whether the caller is still sending."""
+
+    async def __call__(self) -> Message:
+        """The next message of the request."""
+        message = await self._receive()
+        self.more = message.get("more_body", False)
+        return message
+
+    async def drop(self) -> None:
+        """Read what is left, within bounds, and forget it."""
+        size = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DROP_SECONDS):
+                while self.more and size < DROP_BYTES:
+                    size += len((await self()).get("body", b""))
 
 
 def new_request_id() -> bytes:

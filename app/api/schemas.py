@@ -21,6 +21,7 @@ from app.api import examples
 from app.api.checks import check_metadata, check_numbers, decode_base64, flaw
 from app.registry import AccuracyFigure, Card, InputSpec
 from app.services import views
+from app.services.checks import default_steps
 from app.settings import Settings
 
 # --- Requests ------------------------------------------------------------------------------------
@@ -312,7 +313,7 @@ class Model(AnswerBody):
     description: str
     input: InputSpec
     steps: int
-    """Inner steps that θ was trained for, and the default of a session."""
+    """The default of a session: inner steps that θ was trained for, at most the limit."""
     alpha: dict[str, tuple[float, ...]]
     """Inner step sizes by parameter, one number per step."""
     trained_ways: tuple[int, int]
@@ -330,9 +331,9 @@ class Model(AnswerBody):
     @classmethod
     def of(cls, card: Card, versions: list[int], settings: Settings) -> Self:
         """What a card says, and what this server allows."""
-        known = cls.model_fields.keys() & Card.model_fields.keys()
+        told = {name: getattr(card, name) for name in cls.model_fields.keys() & Card.model_fields}
         return cls(
-            **{name: getattr(card, name) for name in known},
+            **told | {"steps": default_steps(card, settings)},
             versions=versions,
             default=card.name == settings.default_model,
             limits=Limits.model_validate(settings),

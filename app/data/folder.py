@@ -130,6 +130,8 @@ def _pictures(folder: Path) -> list[Path]:
                 f"{path} is a folder within a class: the pictures of a class lie in its own "
                 "folder, and every folder is a class"
             )
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} is no regular file: take it away")
     return [path for path in own if path.suffix.lower() in SUFFIXES]
 
 

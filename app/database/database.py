@@ -100,6 +100,12 @@ class Database:
         except exc.ProgrammingError as error:
             raise DatabaseUnavailable("The database has no tables yet: migrate it.") from error
 
+    def cause(self, error: DatabaseUnavailable) -> str:
+        """What the driver said, for the log: it may name files, hosts and users."""
+        cause = error.__cause__
+        said = str(getattr(cause, "orig", cause) or "")
+        return f"{self._engines.file}: {said}" if self._engines.file and said else said
+
     def _check_file(self) -> None:
         """SQLite goes on writing, for nobody, into a file that was deleted."""
         file = self._engines.file

@@ -104,11 +104,15 @@ class Engine:
         """Takes in what is new or changed in the registry, while requests are served as before.
 
         A version is served once every shape of it is warm. One that is broken or cannot be served
-        is logged, and changes nothing. Blocks until all is done, or the engine is stopped; a call
-        during another one looks again after it.
+        is logged, and changes nothing. One that is gone is dropped. Blocks until all is done, or
+        the engine is stopped; a call during another one looks again after it.
         """
         with self._reloading:
             self._name_closed()
+            try:
+                self._on_device(self._drop_gone)
+            except Unavailable:
+                return
             for name in self._registry.names():
                 for version in self._registry.versions(name):
                     try:
@@ -234,6 +238,13 @@ class Engine:
         entry = Entry(computer, phi_key, work, (id(computer), kind), cost, owner)
         self._queue.put(entry)
         return entry.future
+
+    def _drop_gone(self) -> None:
+        """Drops the versions that are no longer on disk; the requests that wait are served."""
+        for key in list(self._models):
+            if key.version not in self._registry.versions(key.name):
+                del self._models[key], self._computers[key]
+                log.warning("a version is gone", model=key.name, version=key.version)
 
     def _take_in(self, key: ModelKey) -> None:
         """Loads and warms a version, unless the engine holds it as it is on disk."""

@@ -48,7 +48,7 @@ def check_new(new: NewSession, card: Card, settings: Settings) -> Draft:
     return Draft(
         support=support,
         query=None if query is None else query.floats(),
-        steps=min(card.steps, settings.max_steps) if new.steps is None else new.steps,
+        steps=default_steps(card, settings) if new.steps is None else new.steps,
     )
 
 
@@ -142,6 +142,11 @@ def _note_growth(issues: Issues, ways: int, total: int, card: Card, settings: Se
             f"makes {ways} distinct labels of this session, "
             f"the head of this model takes exactly {head.ways}",
         )
+
+
+def default_steps(card: Card, settings: Settings) -> int:
+    """Inner steps of a session that asks for no number."""
+    return min(card.steps, settings.max_steps)
 
 
 def _check_count(issues: Issues, pointer: str, count: int, most: int) -> None:

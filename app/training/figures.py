@@ -85,7 +85,7 @@ def calibrated(
     pool = source.parts["validation"]
     if learner.transductive or not isinstance(pool, Pool):
         return None
-    return calibrate(
+    found = calibrate(
         learner,
         theta,
         alpha,
@@ -95,6 +95,12 @@ def calibrated(
         seed=VALIDATION_STREAM,
         progress=reporter.calibrating,
     )
+    if found is None:
+        reporter.warning(
+            "there are too few validation classes, or examples of them, to calibrate by: "
+            "probabilities stay as they are, and there is no `outlier`"
+        )
+    return found
 
 
 def _figure(

@@ -2,6 +2,8 @@ import base64
 import json
 import socket
 from io import BytesIO
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import httpx2
 import pytest
@@ -78,6 +80,38 @@ def test_a_body_in_chunks_may_not_grow_without_bound(client):
     answer = client.post("/v1/sessions", content=chunks, headers=headers)
     assert answer.status_code == 413
     assert answer.json()["code"] == "content_too_large"
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type", "status"),
+    [
+        ("/v1/sessions", "application/json", 413),
+        ("/v1/sessions", "text/plain", 415),
+        ("/v1/models", "application/json", 405),
+        ("/nothing", "application/json", 404),
+    ],
+)
+def test_who_sends_all_of_a_large_body_first_and_closes_sees_the_answer(
+    server, path, media_type, status
+):
+    for _ in range(3):
+        request = Request(server.url + path, b"x" * 20_000_000, {"Content-Type": media_type})
+        with pytest.raises(HTTPError) as refused:
+            urlopen(request, timeout=60)
+        with refused.value as answer:
+            assert (answer.status, json.load(answer)["status"]) == (status, status)
+
+
+def test_who_asks_whether_to_send_a_large_body_is_answered_at_once(server):
+    port = httpx2.URL(server.url).port
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(
+            b"POST /v1/sessions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 90000000\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
+        )
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert answer.count(b"HTTP/1.1") == 1
 
 
 def test_a_head_request_gets_no_body(client):

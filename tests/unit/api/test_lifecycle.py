@@ -1,11 +1,14 @@
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 from starlette.testclient import TestClient
+from structlog.testing import capture_logs
 
 from app.api.app import create_app
 from app.api.lifecycle import Lifecycle
+from app.database import Database
 from app.errors import DatabaseUnavailable, Draining
 from tests.unit.api.helpers import check_problem, wait_until
 
@@ -84,6 +87,17 @@ def test_the_database_is_brought_up_to_date_as_soon_as_it_answers(settings, reso
     with TestClient(create_app(settings, resources)) as client:
         wait_until(lambda: client.app_state["lifecycle"].migrated)
     assert len(tries) == 3
+
+
+def test_why_the_database_does_not_answer_is_in_the_log(settings, resources, tmp_path):
+    file = tmp_path / "broken.db"
+    file.write_bytes(b"no database " * 1000)
+    database = Database(f"sqlite:///{file}")
+    app = create_app(settings, replace(resources, database=database))
+    with capture_logs() as lines, TestClient(app):
+        wait_until(lambda: len(lines) > 0)
+    assert lines[0]["event"] == "the database is not available"
+    assert lines[0]["cause"] == f"{file}: file is not a database"
 
 
 def test_sweeps_go_on_after_one_that_failed(settings, resources, monkeypatch):

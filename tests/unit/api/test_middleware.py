@@ -1,7 +1,10 @@
 import re
+from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
+
+from app.services.store import view
 
 SECRET = "do-not-log-me"
 
@@ -69,6 +72,19 @@ def test_an_unforeseen_error_leaves_its_traceback_in_the_log(client, engine, new
         True,
     )
     assert request["status"] == 500
+
+
+def test_an_answer_that_breaks_its_schema_is_not_shown_in_the_log(client, session_url, monkeypatch):
+    def broken(record):
+        return view(replace(record, labels={SECRET: 1}))
+
+    monkeypatch.setattr("app.services.sessions.view", broken)
+    with capture_logs() as lines:
+        answer = client.get(session_url)
+    assert answer.status_code == 500
+    [error] = [line for line in lines if line["event"] == "an answer breaks its own schema"]
+    assert error["faults"] == [(("response", "labels"), "list_type")]
+    assert SECRET not in str(lines)
 
 
 def test_head_is_answered_like_get_without_the_body(client, session_url):

@@ -1,3 +1,5 @@
+import pytest
+
 from app.engine import ModelKey
 from tests.fakes import make_card
 from tests.unit.api.helpers import check_problem
@@ -51,6 +53,15 @@ def test_one_model_is_the_default(client, settings):
 def test_a_model_stands_in_the_list_as_it_stands_alone(client):
     listed = client.get("/v1/models").json()["data"]
     assert listed == [client.get(f"/v1/models/{model['name']}").json() for model in listed]
+
+
+@pytest.mark.parametrize("most", [1, 2, 10])
+def test_a_model_says_the_steps_of_a_session_that_asks_for_none(
+    client, settings, new_session, monkeypatch, most
+):
+    monkeypatch.setitem(vars(settings), "max_steps", most)
+    told = client.get("/v1/models/values").json()["steps"]
+    assert told == client.post("/v1/sessions", json=new_session).json()["steps"] <= most
 
 
 def test_a_model_that_is_not_there_is_not_found(client):

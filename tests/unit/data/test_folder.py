@@ -176,6 +176,11 @@ def test_a_folder_within_a_class_is_refused(folder):
     assert_refused(folder, f"{folder / 'cat' / 'black'} is a folder within a class")
 
 
+def test_what_is_no_file_is_refused_and_not_waited_for(folder):
+    os.mkfifo(folder / "cat" / "pipe.png")
+    assert_refused(folder, f"{folder / 'cat' / 'pipe.png'} is no regular file")
+
+
 def test_too_few_classes_to_split_are_told_with_the_folder(folder):
     for name in ("ant", "bee"):
         for path in (folder / name).iterdir():

@@ -231,6 +231,21 @@ def test_a_version_that_was_replaced_answers_by_the_theta_on_disk(engine, regist
     check_answers(engine, registry, DEEP)
 
 
+def test_a_version_that_is_gone_is_dropped_named_and_taken_in_again(
+    engine, registry, logs, tmp_path
+):
+    folder = registry.folder("deep", 2)
+    folder.rename(tmp_path / "away")
+    engine.reload()
+    engine.reload()
+    gone = [entry for entry in logs if entry["event"] == "a version is gone"]
+    assert [(entry["model"], entry["version"]) for entry in gone] == [("deep", 2)]
+    assert not engine.serves(DEEP)
+    (tmp_path / "away").rename(folder)
+    engine.reload()
+    check_answers(engine, registry, DEEP)
+
+
 @pytest.mark.parametrize("sharing", [ON_CPU])
 @pytest.mark.parametrize("shape", [(5,), (7,)], ids=["the same inputs", "other inputs"])
 def test_requests_that_wait_while_their_version_is_replaced_are_answered_by_the_old_one(
