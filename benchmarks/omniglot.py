@@ -7,7 +7,8 @@ features, with the calibration error and the AUROC of the outlier probability: f
 sizes, for tasks whose classes are all of one alphabet, and for families of tasks away from the
 training alphabets: strokes made thin or thick, which the recipe's `stroke` comes near to, and what
 no augmentation makes, characters turned by 45 degrees, ink and ground swapped, and, where it is
-there, photographs of mini-ImageNet's test classes in grey.
+there, photographs of mini-ImageNet's test classes in grey. And with larger inner steps of the
+network than were learned, which shows whether there is more for them to gain.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from app.data.mini_imagenet import load_mini_imagenet
 from app.data.omniglot import INPUT, load_omniglot
 from app.data.pools import ClassPool
 from app.errors import JobError
+from app.learning.learner import NETWORK
 from app.registry.registry import LoadedModel
 from app.settings import Settings
 from app.training.figures import measure_figure
@@ -43,6 +45,8 @@ QUERIES = 15
 TABLE = ((5, 1), (5, 5), (20, 1), (20, 5), (50, 1), (100, 1))
 """Ways and shots."""
 FAR = ((5, 1), (5, 5))
+STRONGER = (3, 10)
+"""What the network's step sizes are multiplied by."""
 MANY_WAYS = 20
 """From so many ways on a fifth of the tasks are drawn."""
 TURN = 45.0
@@ -112,6 +116,15 @@ def within_alphabets(model: LoadedModel, pool: ClassPool, ways: int, tasks: int)
     )
 
 
+def stronger(model: LoadedModel, factor: int) -> LoadedModel:
+    """The same model with larger inner steps of its network."""
+    alpha = {
+        name: factor * value if name.startswith(NETWORK) else value
+        for name, value in model.alpha.items()
+    }
+    return replace(model, alpha=alpha)
+
+
 def families(pool: ClassPool, data_dir: Path) -> Iterator[tuple[str, ClassPool]]:
     """Families of tasks far from those of meta-training, by name."""
     changes: dict[str, Callable[[Images], Images]] = {
@@ -171,6 +184,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             errors.print(rows[-1])
         rows.append(within_alphabets(model, pool, MANY_WAYS, max(2, fewer // 10)))
         errors.print(rows[-1])
+        for factor in STRONGER:
+            for ways, shots in FAR:
+                wanted = Measure(ways=ways, shots=shots, queries=QUERIES, tasks=fewer)
+                name = f"network's α times {factor}"
+                rows.append(measure(stronger(model, factor), pool, name, wanted))
+                errors.print(rows[-1])
         for name, far in families(pool, data_dir):
             for ways, shots in FAR:
                 wanted = Measure(ways=ways, shots=shots, queries=QUERIES, tasks=fewer)
