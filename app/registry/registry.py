@@ -100,7 +100,7 @@ class Registry:
             return []
         try:
             numbers = [path.name for path in folder.iterdir() if _may_be_version(path)]
-        except PermissionError:
+        except (PermissionError, FileNotFoundError):  # the latter where it goes meanwhile
             return []
         return sorted(map(int, numbers))
 
