@@ -15,6 +15,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
@@ -184,16 +185,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             errors.print(rows[-1])
         rows.append(within_alphabets(model, pool, MANY_WAYS, max(2, fewer // 10)))
         errors.print(rows[-1])
-        for factor in STRONGER:
+        larger = ((f"network's α times {n}", stronger(model, n), pool) for n in STRONGER)
+        others = ((name, model, far) for name, far in families(pool, data_dir))
+        for name, changed, part in chain(larger, others):
             for ways, shots in FAR:
                 wanted = Measure(ways=ways, shots=shots, queries=QUERIES, tasks=fewer)
-                name = f"network's α times {factor}"
-                rows.append(measure(stronger(model, factor), pool, name, wanted))
-                errors.print(rows[-1])
-        for name, far in families(pool, data_dir):
-            for ways, shots in FAR:
-                wanted = Measure(ways=ways, shots=shots, queries=QUERIES, tasks=fewer)
-                rows.append(measure(model, far, name, wanted))
+                rows.append(measure(changed, part, name, wanted))
                 errors.print(rows[-1])
     except JobError as error:
         errors.print(str(error), markup=False)

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -107,18 +108,16 @@ class Engine:
         is logged, and changes nothing. One that is gone is dropped. Blocks until all is done, or
         the engine is stopped; a call during another one looks again after it.
         """
-        with self._reloading:
+        # Unavailable: the engine was stopped, or its device is broken.
+        with self._reloading, suppress(Unavailable):
             self._name_closed()
-            try:
-                self._on_device(self._drop_gone)
-            except Unavailable:
-                return
+            self._drop_gone()
             for name in self._registry.names():
                 for version in self._registry.versions(name):
                     try:
                         self._take_in(ModelKey(name, version))
                     except Unavailable:
-                        return  # the engine was stopped, or its device is broken
+                        raise
                     except Exception as error:  # whatever it is, the other versions are served
                         folder = self._registry.folder(name, version)
                         log.error("a version is left out", folder=str(folder), reason=str(error))
@@ -214,8 +213,7 @@ class Engine:
     def _computer_of(self, model: ModelKey) -> Computer:
         if self._failure is not None:
             raise self._failure.with_traceback(None)  # it would grow with every raise
-        if self._queue.closed is not None:
-            raise self._queue.closed.with_traceback(None)
+        self._queue.check_open()
         if not self._warm.is_set():
             raise NotReady("The device is warming up; try again shortly.", retry_after_seconds=2)
         computer = self._computers.get(model)
@@ -241,10 +239,13 @@ class Engine:
 
     def _drop_gone(self) -> None:
         """Drops the versions that are no longer on disk; the requests that wait are served."""
-        for key in list(self._models):
-            if key.version not in self._registry.versions(key.name):
-                del self._models[key], self._computers[key]
-                log.warning("a version is gone", model=key.name, version=key.version)
+        on_disk = self._registry.versions
+        for key in [key for key in self._models if key.version not in on_disk(key.name)]:
+            self._on_device(partial(self._drop, key))
+            log.warning("a version is gone", model=key.name, version=key.version)
+
+    def _drop(self, key: ModelKey) -> None:
+        del self._models[key], self._computers[key]
 
     def _take_in(self, key: ModelKey) -> None:
         """Loads and warms a version, unless the engine holds it as it is on disk."""

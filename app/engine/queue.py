@@ -45,9 +45,14 @@ class WorkQueue:
         return sum(map(len, list(self._waiting.values())))
 
     @property
-    def closed(self) -> Unavailable | None:
-        """Why it takes no more entries, None while it does."""
-        return self._closed
+    def closed(self) -> bool:
+        """Whether it takes no more entries."""
+        return self._closed is not None
+
+    def check_open(self) -> None:
+        """Raises the error given to `close`, once it was."""
+        if self._closed is not None:
+            raise self._closed.with_traceback(None)  # it would grow with every raise
 
     def put(self, entry: Entry, *, beyond_limit: bool = False) -> None:
         """Adds an entry; `beyond_limit` is for what is no request.
@@ -60,8 +65,7 @@ class WorkQueue:
         """
         displaced: Entry | None = None
         with self._changed:
-            if self._closed is not None:
-                raise self._closed.with_traceback(None)  # it would grow with every raise
+            self.check_open()
             if len(self) >= self.limit and not beyond_limit:
                 self._drop_gone()
             if len(self) >= self.limit and not beyond_limit:

@@ -95,26 +95,27 @@ class Registry:
 
     def versions(self, name: str) -> list[int]:
         """Versions of a name, ascending; none where there is no such name or it is closed to us."""
-        folder = self.root / name
-        if not re.match(NAME_PATTERN, name) or not folder.is_dir():
+        if not re.match(NAME_PATTERN, name):
             return []
         try:
-            numbers = [path.name for path in folder.iterdir() if _may_be_version(path)]
-        except (PermissionError, FileNotFoundError):  # the latter where it goes meanwhile
+            folders = (self.root / name).iterdir()
+            numbers = [folder.name for folder in folders if _may_be_version(folder)]
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
             return []
         return sorted(map(int, numbers))
 
     def closed(self) -> list[Path]:
         """Folders of models that cannot be looked into, for want of permission."""
         mode = os.R_OK | os.X_OK
-        return [folder for folder in self._folders() if not os.access(folder, mode)]
+        found = self._folders()
+        return [path for path in found if path.is_dir() and not os.access(path, mode)]
 
     def _folders(self) -> list[Path]:
         """Where models may lie, sorted by name."""
         if not self.root.is_dir():
             return []
         found = (path for path in self.root.iterdir() if re.match(NAME_PATTERN, path.name))
-        return sorted(path for path in found if path.is_dir())
+        return sorted(found)
 
     def latest(self, name: str) -> Card:
         """The card of a name's newest version.
