@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -40,7 +41,7 @@ PhiAndLoss = tuple[Phi, tuple[float, ...]]
 
 
 class Computer:
-    """One model version on the device. Only the device's thread calls it.
+    """One model version in a lane of the device. Only one thread at a time may call it.
 
     Tasks that share a computation meet in slots, one row of `slots` for each: an adaptation writes
     φ there, and queries are answered by what has been copied there. So recordings of whatever shape
@@ -296,6 +297,17 @@ class Computer:
         probabilities = (logits / temperature(by_size, held.size)).softmax(-1)
         terms = outlier_terms(features, held.means, classes, held.size)
         return probabilities, outlier_probability(by_distance, terms)
+
+
+def computers_of(
+    model: LoadedModel, device: torch.device, max_classes: int, at_once: int, lanes: int
+) -> list[Computer]:
+    """A computer for each lane, with a network of its own; θ is shared. Arguments as of `Computer`.
+
+    The parameters are put into a network while it runs, so no two threads can use the same.
+    """
+    others = [replace(model, learner=model.learner.twin()) for _ in range(1, lanes)]
+    return [Computer(each, device, max_classes, at_once) for each in (model, *others)]
 
 
 def _joined(parts: Sequence[Answers], phi: Phi) -> Answers:

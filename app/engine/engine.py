@@ -1,12 +1,11 @@
-"""The engine: callers submit work and get futures; one thread does it on the device."""
+"""The engine: callers submit work and get futures; the lanes of the device do it."""
 
 import gc
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,40 +14,27 @@ import torch
 
 from app.devices import choose_device, one_thread
 from app.engine.cache import PhiCache
-from app.engine.compute import Computer, check_served
+from app.engine.compute import Computer, check_served, computers_of
+from app.engine.lane import Lane, Limits
 from app.engine.queue import Entry, WorkQueue
-from app.engine.requests import Adapted, Answers, Floats, ModelKey, PhiMissing, SupportSet
+from app.engine.requests import Adapted, Answers, Floats, ModelKey, SupportSet
 from app.engine.shapes import USUAL_NUMBERS, padded, sharing_of
 from app.engine.work import Adapt, Chore, Export, Predict
 from app.errors import DeviceError, Draining, EngineFailed, NotReady, Unavailable
 from app.registry import LoadedModel, Registry
 from app.settings import Settings
 
-FAILURES_IN_A_ROW = 3
-"""After so many requests in a row that failed even alone, the device is taken for broken."""
-
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
 
-@dataclass
-class _Counts:
-    """What the device has done so far."""
-
-    batches: int = 0
-    requests: int = 0
-    failures: int = 0
-    busy_seconds: float = 0.0
-    in_a_row: int = 0
-
-
 class Engine:
     """Adapts θ to support sets and answers queries with the adapted φ.
 
-    The device belongs to one thread, from `start` to `stop`. Every future ends: with an answer,
+    The device belongs to its lanes, from `start` to `stop`. Every future ends: with an answer,
     with PhiMissing, or with a class of `app.errors.Unavailable`. An answer does not depend on which
-    other requests shared its batch.
+    other requests shared its batch, or were computed beside it.
     """
 
     def __init__(self, registry: Registry, settings: Settings):
@@ -61,8 +47,6 @@ class Engine:
         self._registry = registry
         self._settings = settings
         self._device = choose_device(settings.device)
-        self._most_work = sharing_of(self._device, USUAL_NUMBERS).work
-        self._threads = torch.get_num_threads()
         self._name_closed()
         with one_thread():
             self._models = {
@@ -72,20 +56,33 @@ class Engine:
             }
         for model in self._models.values():
             check_served(model)
-        self._computers: dict[ModelKey, Computer] = {}
+        self._computers: dict[ModelKey, Sequence[Computer]] = {}
+        """One for each lane."""
         self._cache = PhiCache(settings.phi_cache_bytes)
         self._queue = WorkQueue(settings.queue_limit)
-        self._forgotten: list[str] = []
-        self._counts = _Counts()
+        threads, sharing = torch.get_num_threads(), sharing_of(self._device, USUAL_NUMBERS)
+        lanes = min(threads, sharing.lanes)
+        self._lanes = [
+            Lane(
+                number,
+                lanes,
+                threads,
+                queue=self._queue,
+                cache=self._cache,
+                limits=Limits(settings.batch_limit, sharing.work),
+                run=self._run,
+            )
+            for number in range(lanes)
+        ]
         self._warm = threading.Event()
         self._failure: EngineFailed | None = None
         self._reloading = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
     def ready(self) -> bool:
         """Whether every shape is warm and the device works."""
-        return self._warm.is_set() and self._failure is None and self._thread.is_alive()
+        alive = all(lane.thread.is_alive() for lane in self._lanes)
+        return self._warm.is_set() and self._failure is None and alive
 
     @property
     def failed(self) -> bool:
@@ -98,8 +95,8 @@ class Engine:
         return held is not None and theta_sha256 in (None, held.card.theta_sha256)
 
     def start(self) -> None:
-        """Starts the device's thread, which warms every shape first."""
-        self._thread.start()
+        """Starts the first lane, which warms every shape and then starts the others."""
+        self._lanes[0].thread.start()
 
     def reload(self) -> None:
         """Takes in what is new or changed in the registry, while requests are served as before.
@@ -126,8 +123,10 @@ class Engine:
         """Takes no more requests, serves those that wait for so long, and fails what is left."""
         reason = Draining("The server is shutting down; try again shortly.", retry_after_seconds=5)
         self._queue.close(reason)
-        if self._thread.ident is not None:
-            self._thread.join(drain_seconds)
+        end = time.monotonic() + drain_seconds
+        for lane in self._lanes:
+            if lane.thread.ident is not None:
+                lane.thread.join(max(0.0, end - time.monotonic()))
         self._queue.fail_all(reason)
 
     def adapt(
@@ -152,14 +151,14 @@ class Engine:
         Raises:
             Unavailable: the queue is full, or the device is not warm, broken or being stopped.
         """
-        computer, size = self._computer_of(model), len(support.labels)
-        shares = size <= computer.sharing.largest
+        computers, size = self._computers_of(model), len(support.labels)
+        shares = size <= computers[0].sharing.largest
         if shares:
             size = padded(size)
         # A backward pass costs two forward ones; at the end come one more, and the queries.
         cost = size * (3 * steps + 1) + (0 if query is None else len(query))
         kind = ("adapt", size, steps) if shares else object()
-        return self._submit(computer, phi_key, Adapt(support, steps, query), kind, cost, owner)
+        return self._submit(computers, phi_key, Adapt(support, steps, query), kind, cost, owner)
 
     def predict(
         self, model: ModelKey, phi_key: str, query: Floats, owner: str = ""
@@ -171,9 +170,9 @@ class Engine:
         Raises:
             Unavailable: as for `adapt`.
         """
-        computer = self._computer_of(model)
-        kind = "predict" if len(query) <= computer.sharing.queries else object()
-        return self._submit(computer, phi_key, Predict(query), kind, len(query), owner)
+        computers = self._computers_of(model)
+        kind = "predict" if len(query) <= computers[0].sharing.queries else object()
+        return self._submit(computers, phi_key, Predict(query), kind, len(query), owner)
 
     def weights(self, model: ModelKey, phi_key: str, owner: str = "") -> Future[dict[str, Floats]]:
         """The φ kept under `phi_key`, by parameter name; PhiMissing as in `predict`.
@@ -181,21 +180,21 @@ class Engine:
         Raises:
             Unavailable: as for `adapt`.
         """
-        return self._submit(self._computer_of(model), phi_key, Export(), "export", 1, owner)
+        return self._submit(self._computers_of(model), phi_key, Export(), "export", 1, owner)
 
     def forget(self, phi_key: str) -> None:
-        """Drops φ from the cache before the next batch."""
-        # A list's append is atomic; the device's thread empties it.
-        self._forgotten.append(phi_key)
+        """Drops φ from the cache, at the latest with the end of the batches under way."""
+        self._cache.drop(phi_key)
 
     def stats(self) -> dict[str, float]:
         """Counters since the start, and gauges: queue, batches, failures, the φ cache."""
+        counts = [lane.counts for lane in self._lanes]
         return {
             "queue_length": len(self._queue),
-            "batches_total": self._counts.batches,
-            "batched_requests_total": self._counts.requests,
-            "batch_failures_total": self._counts.failures,
-            "busy_seconds_total": self._counts.busy_seconds,
+            "batches_total": sum(count.batches for count in counts),
+            "batched_requests_total": sum(count.requests for count in counts),
+            "batch_failures_total": sum(count.failures for count in counts),
+            "busy_seconds_total": sum(count.busy_seconds for count in counts),
             "phi_cache_sessions": len(self._cache),
             "phi_cache_bytes": self._cache.bytes,
             "phi_cache_hits_total": self._cache.hits,
@@ -210,30 +209,30 @@ class Engine:
             reason = "it cannot be read: give this process permission to"
             log.error("a model is left out", folder=str(folder), reason=reason)
 
-    def _computer_of(self, model: ModelKey) -> Computer:
+    def _computers_of(self, model: ModelKey) -> Sequence[Computer]:
         if self._failure is not None:
             raise self._failure.with_traceback(None)  # it would grow with every raise
         self._queue.check_open()
         if not self._warm.is_set():
             raise NotReady("The device is warming up; try again shortly.", retry_after_seconds=2)
-        computer = self._computers.get(model)
-        if computer is None:
+        computers = self._computers.get(model)
+        if computers is None:
             raise NotReady(
                 f"{model.name} version {model.version} came after this server last read its "
                 "models: try again on another, or once it has read them again."
             )
-        return computer
+        return computers
 
     def _submit(
         self,
-        computer: Computer,
+        computers: Sequence[Computer],
         phi_key: str,
         work: object,
         kind: Hashable,
         cost: int,
         owner: str,
     ) -> Future[Any]:
-        entry = Entry(computer, phi_key, work, (id(computer), kind), cost, owner)
+        entry = Entry(computers, phi_key, work, (id(computers), kind), cost, owner)
         self._queue.put(entry)
         return entry.future
 
@@ -256,61 +255,49 @@ class Engine:
         with one_thread():
             model = self._registry.load(key.name, key.version)
         check_served(model)
-        computer = self._on_device(partial(self._computer, model))
-        for do in computer.warm(self._settings.max_support):
+        computers = self._on_device(partial(self._make, model))
+        for do in computers[0].warm(self._settings.max_support):
             self._on_device(do)
-        self._computers[key] = computer
+        self._computers[key] = computers
         self._models[key] = model
         seconds = round(time.monotonic() - began, 2)
         log.info("a version is served", model=key.name, version=key.version, seconds=seconds)
 
     def _on_device(self, do: Callable[[], T]) -> T:
-        """Has the device's thread do something, and waits for it."""
+        """Has a lane do something, and waits for it."""
         # With an owner of its own, who never has most, it gives way to no request.
-        chore = Entry(None, "", Chore(do), object(), 0, owner="the engine itself")
+        chore = Entry((), "", Chore(do), object(), 0, owner="the engine itself")
         self._queue.put(chore, beyond_limit=True)
         result: T = chore.future.result()
         return result
 
-    def _run(self) -> None:
-        """The device's thread. However it ends, nobody is left waiting."""
-        batch: list[Entry] | None = None
-        torch.set_num_threads(self._threads)  # another thread may just be one_thread()
+    def _run(self, lane: Lane) -> None:
+        """A lane's thread. However it ends, nobody is left waiting."""
         try:
-            if not self._prepare():
+            if lane is self._lanes[0] and not self._prepare(lane):
                 return
-            # What is there now stays; to look through it takes a collection a tenth of a second.
-            gc.collect()
-            gc.freeze()
-            self._warm.set()
-            while batch := self._queue.next_batch(self._settings.batch_limit, self._most_work):
-                if isinstance(batch[0].work, Chore):
-                    self._do(batch[0])
-                    continue
-                self._counts.requests += len(batch)
-                self._work_off(batch)
-                if self._counts.in_a_row >= FAILURES_IN_A_ROW:
-                    raise RuntimeError("the device failed again and again")
+            lane.work()
         except BaseException as error:
             self._failure = EngineFailed("The device failed; it needs a restart.", 10)
             self._queue.close(self._failure)
             self._queue.fail_all(self._failure)
-            for entry in batch or []:
+            for entry in lane.batch:
                 if not entry.future.done():
                     entry.future.set_exception(self._failure)
             log.exception("the device's thread ended", error=str(error))
 
-    def _prepare(self) -> bool:
-        """Moves every θ to the device and warms every shape that can be asked for.
+    def _prepare(self, lane: Lane) -> bool:
+        """Moves every θ to the device, warms every shape and starts the other lanes.
 
         Returns:
             Whether it came to its end: False where the engine was stopped before it was ready.
         """
         began = time.monotonic()
+        lane.use_all_threads()  # another thread may just be one_thread()
         for key, model in self._models.items():
             try:
-                self._computers[key] = self._computer(model)
-                for do in self._computers[key].warm(self._settings.max_support):
+                self._computers[key] = self._make(model)
+                for do in self._computers[key][0].warm(self._settings.max_support):
                     if self._queue.closed:
                         return False
                     do()
@@ -321,80 +308,16 @@ class Engine:
                     "or take versions that nobody uses out of the models folder"
                 ) from error
         log.info("the device is warm", seconds=round(time.monotonic() - began, 2))
+        # What is there now stays; to look through it takes a collection a tenth of a second.
+        gc.collect()
+        gc.freeze()
+        for other in self._lanes[1:]:
+            other.thread.start()
+        self._warm.set()
         return True
 
-    def _computer(self, model: LoadedModel) -> Computer:
+    def _make(self, model: LoadedModel) -> Sequence[Computer]:
         limits = self._settings
-        return Computer(model, self._device, limits.max_classes, limits.batch_limit)
-
-    def _do(self, chore: Entry) -> None:
-        try:
-            chore.future.set_result(chore.work.do())
-        except Exception as error:  # of a new version, which says nothing of the device
-            chore.future.set_exception(error)
-
-    def _work_off(self, batch: list[Entry]) -> None:
-        """Runs a batch; where it fails, each of its requests alone, so that one hurts no other."""
-        try:
-            self._execute(batch)
-            self._counts.in_a_row = 0
-        except Exception as error:
-            self._counts.failures += 1
-            log.exception("a batch failed", requests=len(batch), error=str(error))
-            if len(batch) == 1:
-                self._counts.in_a_row += 1
-                failed = EngineFailed("The device failed on this request; try again.", 1)
-                batch[0].future.set_exception(failed)
-            else:
-                for entry in batch:
-                    if not entry.future.done():
-                        self._work_off([entry])
-
-    def _execute(self, batch: list[Entry]) -> None:
-        while self._forgotten:
-            self._cache.drop(self._forgotten.pop())
-        self._counts.batches += 1
-        run: dict[type, Callable[[list[Entry], Computer], None]] = {
-            Adapt: self._adapt,
-            Predict: self._predict,
-            Export: self._export,
-        }
-        began = time.monotonic()
-        try:
-            run[type(batch[0].work)](batch, batch[0].computer)
-        finally:
-            self._counts.busy_seconds += time.monotonic() - began
-
-    def _adapt(self, batch: list[Entry], computer: Computer) -> None:
-        works: list[Adapt] = [entry.work for entry in batch]
-        adapted = computer.adapt([work.support for work in works], works[0].steps)
-        asking = [
-            (index, phi, work.query)
-            for index, (work, (phi, _)) in enumerate(zip(works, adapted, strict=True))
-            if work.query is not None
-        ]
-        answers = computer.predict([(phi, query) for _, phi, query in asking])
-        answered = dict(zip((index for index, _, _ in asking), answers, strict=True))
-        for index, (entry, (phi, losses)) in enumerate(zip(batch, adapted, strict=True)):
-            self._cache.put(entry.phi_key, phi)
-            entry.future.set_result(Adapted(losses, answered.get(index)))
-
-    def _predict(self, batch: list[Entry], computer: Computer) -> None:
-        found = []
-        for entry in batch:
-            phi = self._cache.get(entry.phi_key)
-            if phi is None:
-                entry.future.set_exception(PhiMissing(entry.phi_key))
-            else:
-                found.append((entry, phi))
-        answers = computer.predict([(phi, entry.work.query) for entry, phi in found])
-        for (entry, _), answer in zip(found, answers, strict=True):
-            entry.future.set_result(answer)
-
-    def _export(self, batch: list[Entry], computer: Computer) -> None:
-        for entry in batch:
-            phi = self._cache.get(entry.phi_key)
-            if phi is None:
-                entry.future.set_exception(PhiMissing(entry.phi_key))
-            else:
-                entry.future.set_result(computer.weights(phi))
+        return computers_of(
+            model, self._device, limits.max_classes, limits.batch_limit, len(self._lanes)
+        )

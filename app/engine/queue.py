@@ -1,4 +1,4 @@
-"""The bounded queue between the callers and the device's thread."""
+"""The bounded queue between the callers and the device's lanes."""
 
 import threading
 from collections import deque
@@ -15,10 +15,11 @@ class Entry:
     """One request.
 
     Entries of the same `shape` can share a batch, up to a `cost` of one batch; the unit is one
-    example. `computer` is what its model was when it came: another may take its name meanwhile.
+    example. `computers` is what its model was when it came, one for each lane: another model may
+    take its name meanwhile.
     """
 
-    computer: Any
+    computers: Any
     phi_key: str
     work: Any
     shape: Hashable
@@ -38,6 +39,8 @@ class WorkQueue:
     def __init__(self, limit: int):
         self.limit = limit
         self._waiting: dict[str, deque[Entry]] = {}  # by owner, whose turn it is first
+        self._at_work: set[int] = set()
+        """The lanes that have a batch."""
         self._changed = threading.Condition()
         self._closed: Unavailable | None = None
 
@@ -73,27 +76,43 @@ class WorkQueue:
                 if displaced is None:
                     raise self._full()
             self._waiting.setdefault(entry.owner, deque()).append(entry)
-            self._changed.notify()
+            self._changed.notify_all()
         if displaced is not None and displaced.future.set_running_or_notify_cancel():
             displaced.future.set_exception(self._full())
 
-    def next_batch(self, most: int, most_cost: int) -> list[Entry] | None:
+    @property
+    def one_at_work(self) -> bool:
+        """Whether a single lane has a batch, and nothing waits for another."""
+        return len(self._at_work) == 1 and not self._waiting
+
+    def next_batch(self, most: int, most_cost: int, lane: int = 0) -> list[Entry] | None:
         """Waits for work and takes the first entry whose turn it is, with others of its shape.
 
         Callers who have gone are skipped; the futures of the others can no longer be cancelled.
+
+        Args:
+            most: how many entries at most.
+            most_cost: what they cost at most, unless the first one alone costs more.
+            lane: who asks, and is done with the batch before.
 
         Returns:
             At least one entry, or None once the queue is closed and empty.
         """
         with self._changed:
+            self._at_work.discard(lane)
             while True:
-                while not self._waiting and self._closed is None:
+                while self._closed is None and not (self._waiting and self._turn_of(lane)):
                     self._changed.wait()
                 if not self._waiting:
                     return None
                 batch = self._take(most, most_cost)
                 if batch:
+                    self._at_work.add(lane)
+                    self._changed.notify_all()  # what is left is another lane's now
                     return batch
+
+    def _turn_of(self, lane: int) -> bool:
+        return all(before in self._at_work for before in range(lane))
 
     def close(self, reason: Unavailable) -> None:
         """Takes no more entries; those that wait are still served."""

@@ -1,8 +1,9 @@
 """Which tasks share one computation, and what they are padded to.
 
 Shapes are few, so that all can be warmed before the first request. A CPU computes each task alone,
-as it is, without padding: in one computation with others its probabilities differ by up to 4.5e-5,
-and it is no faster for certain; `benchmarks/README.md` has the measurements.
+as it is, without padding, several of them at the same time: in one computation with others its
+probabilities differ by up to 4.5e-5, and it is no faster for certain; `benchmarks/README.md` has
+the measurements.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,8 @@ class Sharing:
     most of one request that are computed at once."""
     work: int
     """Most work of one batch, in forward passes of one example: how long others may wait for it."""
+    lanes: int
+    """Most batches at the same time, each on its share of the device's threads."""
 
     def sizes(self, most: int) -> list[int]:
         """What support sets are padded to that share a computation, none above `most` examples."""
@@ -68,7 +71,13 @@ USUAL_NUMBERS = 28 * 28
 """Numbers of an input for which the bounds of a GPU are meant."""
 
 ON_CPU = Sharing(
-    least=2, largest=0, together=0, queries=16, query_sizes=(1, 4, 16, 64, 256), work=1000
+    least=2,
+    largest=0,
+    together=0,
+    queries=16,
+    query_sizes=(1, 4, 16, 64, 256),
+    work=1000,
+    lanes=8,
 )
 ON_GPU = Sharing(
     least=1,
@@ -77,6 +86,7 @@ ON_GPU = Sharing(
     queries=1024,
     query_sizes=(1, 4, 16, 64, 96, 128, 256),
     work=100_000,
+    lanes=1,
 )
 
 

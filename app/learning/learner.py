@@ -1,5 +1,6 @@
 """A learner: a network with a head, as pure functions of its parameters."""
 
+import copy
 from collections.abc import Callable, Mapping
 
 import torch
@@ -52,6 +53,17 @@ class Learner:
     def transductive(self) -> bool:
         """Whether an answer depends on the other queries of the same forward pass."""
         return any(isinstance(module, BatchStatisticsNorm) for module in self.network.modules())
+
+    def twin(self) -> "Learner":
+        """The same learner with a network of its own, for another thread."""
+        return Learner(
+            copy.deepcopy(self.network) if self.make is None else self.make(0),
+            self.head,
+            self.feature_size,
+            self.temperature,
+            standardise=self.standardise,
+            make=self.make,
+        )
 
     def to(self, device: torch.device) -> None:
         """Moves the network's buffers to a device, and what else is no parameter."""

@@ -76,7 +76,7 @@ def wait_until_ready(engine: Engine) -> None:
     for _ in range(SECONDS * 20):
         if engine.ready:
             return
-        engine._thread.join(0.05)
+        engine._lanes[0].thread.join(0.05)
     raise AssertionError("the engine is not ready")
 
 

@@ -28,7 +28,13 @@ FIXED = ModelKey("fixed", 1)
 SHAPES = {CONV: (1, 12, 12), DEEP: (5,), FIXED: (5,)}
 CALIBRATION = Calibration(temperature=(0.4, 0.3, -0.2), outlier=(-1, 0.5, 1.5, 0.2, 0.3, -0.1))
 SHARED = Sharing(
-    least=2, largest=16, together=80, queries=16, query_sizes=(1, 4, 16, 64, 256), work=1000
+    least=2,
+    largest=16,
+    together=80,
+    queries=16,
+    query_sizes=(1, 4, 16, 64, 256),
+    work=1000,
+    lanes=1,
 )
 """As a device that computes several tasks at once, but with few shapes to warm."""
 PADDED = replace(SHARED, least=1)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from app.engine import cache as cache_module
@@ -79,6 +80,38 @@ def test_dropping_gives_the_bytes_back_and_is_no_eviction():
     cache.drop("a")
     cache.drop("a")
     assert (len(cache), cache.bytes, cache.evictions) == (0, 0, 0)
+
+
+def test_what_is_dropped_while_a_batch_puts_it_is_gone_after_the_batch():
+    cache = PhiCache(9 * SIZE)
+    with cache.batch():
+        cache.drop("a")
+        cache.put("a", phi())
+        cache.put("b", phi())
+        with cache.batch():
+            cache.drop("c")
+            cache.put("c", phi())
+        assert cache.get("c") is None
+        cache.put("c", phi(3.0))
+    assert [key for key in "abc" if cache.get(key) is not None] == ["b"]
+    with cache.batch():
+        cache.put("a", phi())
+    assert cache.get("a") is not None, "the drop was before"
+    assert cache.bytes == 2 * SIZE
+
+
+def test_what_a_failing_batch_was_to_forget_is_gone_too():
+    cache = PhiCache(9 * SIZE)
+
+    def fail() -> None:
+        with cache.batch():
+            cache.drop("a")
+            cache.put("a", phi())
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert cache.get("a") is None
 
 
 def test_hits_and_misses_are_counted():

@@ -8,6 +8,7 @@ import pytest
 
 from app.engine import Engine
 from app.engine import engine as engine_module
+from app.engine import lane as lane_module
 from app.engine.compute import Computer
 from app.errors import EngineFailed
 from tests.unit.engine.helpers import (
@@ -168,13 +169,14 @@ def test_even_a_log_that_cannot_be_written_leaves_nobody_waiting(running, device
 
     engine, work = running(), problem(1, [1, 2])
     device.hold(engine)
-    monkeypatch.setattr(engine_module, "log", BrokenLog())
+    for module in (engine_module, lane_module):
+        monkeypatch.setattr(module, "log", BrokenLog())
     futures = [submit(engine, "bad", poisoned()), engine.predict(CONV, "held", work.query)]
     device.gate.set()
     for future in futures:
         with pytest.raises(EngineFailed):
             future.result(SECONDS)
-    engine._thread.join(SECONDS)
+    engine._lanes[0].thread.join(SECONDS)
     check_broken(engine)
 
 
