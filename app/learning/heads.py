@@ -33,7 +33,7 @@ class Head(Protocol):
         """What α of the head's parameters is multiplied by, for a task with `classes` (N,)."""
 
     def loss(self, outputs: Tensor, examples: Examples, classes: Tensor) -> Tensor:
-        """The loss of outputs (M, N), a scalar."""
+        """The loss of outputs (..., M, N), (...)."""
 
     def score(self, outputs: Tensor, examples: Examples, classes: Tensor) -> Tensor:
         """What a person judges the outputs by, a scalar: accuracy, or the mean squared error."""

@@ -92,7 +92,9 @@ def descend(
             gradient = {name: g.detach() for name, g in gradient.items()}
         phi = dict(phi)
         for name in names:
-            rate = _rate(alpha, name, step, phi[name]) * learner.rate_factor(name, classes)
+            rate = _rate(alpha, name, step, phi[name])
+            if name.startswith(HEAD):
+                rate = rate * learner.head.rate_factor(classes)
             phi[name] = torch.addcmul(phi[name], gradient[name], rate, value=-1)
         phis.append(phi)
         losses.append(loss)

@@ -129,17 +129,12 @@ class Learner:
             classes: (N,) bool, which of the N classes exist.
         """
         outputs = heads.logits(head, features)
-        loss = self.head.loss(outputs, examples, classes)
-        if self.temperature == 1:
-            return loss, loss
-        return self.head.loss(outputs / self.temperature, examples, classes), loss
+        both = torch.stack([outputs / self.temperature, outputs])
+        descended, loss = self.head.loss(both, examples, classes)
+        return descended, loss
 
     def trainable(self, step: int, names: list[str]) -> list[str]:
         """Which of φ's parameters have a gradient in inner step `step`, the first being 0."""
         if step == 0 and self.head.starts_equal:
             return [name for name in names if name.startswith(HEAD)]
         return names
-
-    def rate_factor(self, name: str, classes: Tensor) -> Tensor | float:
-        """What α of the parameter `name` is multiplied by, for a task with `classes` (N,)."""
-        return self.head.rate_factor(classes) if name.startswith(HEAD) else 1.0

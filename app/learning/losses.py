@@ -7,7 +7,7 @@ from app.learning.tasks import Examples
 
 
 def masked_log_softmax(logits: Tensor, classes: Tensor) -> Tensor:
-    """Log-probabilities (M, N) over the classes that exist, from `logits` (M, N).
+    """Log-probabilities (..., M, N) over the classes that exist, from `logits` (..., M, N).
 
     `classes` (N,) is False for padding, whose log-probability is the most negative finite number.
     """
@@ -33,15 +33,18 @@ def example_weights(examples: Examples, classes: Tensor) -> Tensor:
 
 
 def class_balanced_cross_entropy(logits: Tensor, examples: Examples, classes: Tensor) -> Tensor:
-    """Mean over classes of the mean cross-entropy of a class's examples, a scalar.
+    """Mean over classes of the mean cross-entropy of a class's examples.
+
+    Of logits (..., M, N) it is (...): of several outputs for the same examples so many losses.
 
     With one number of shots for all classes this is the mean over the support set. Finn et al.
     (2017, arXiv 1703.03400) sum over classes instead in their released code: N times this.
     """
     log_probabilities = masked_log_softmax(logits, classes)
-    losses = -log_probabilities.gather(1, examples.labels[:, None]).squeeze(1)  # (M,)
+    labels = examples.labels.expand(logits.shape[:-1])[..., None]
+    losses = -log_probabilities.gather(-1, labels).squeeze(-1)  # (..., M)
     weights = example_weights(examples, classes).to(losses.dtype)
-    return torch.where(examples.mask, losses * weights, torch.zeros_like(losses)).sum()
+    return torch.where(examples.mask, losses * weights, torch.zeros_like(losses)).sum(-1)
 
 
 def query_accuracy(logits: Tensor, query: Examples, classes: Tensor) -> Tensor:
@@ -51,13 +54,13 @@ def query_accuracy(logits: Tensor, query: Examples, classes: Tensor) -> Tensor:
 
 
 def mean_squared_error(outputs: Tensor, examples: Examples) -> Tensor:
-    """Mean over examples and outputs of the squared error, a scalar (Finn et al. 2017, Eq. 2).
+    """Mean over examples and outputs of the squared error, (...) (Finn et al. 2017, Eq. 2).
 
-    `outputs` and the examples' labels are (M, K).
+    `outputs` are (..., M, K) and the examples' labels (M, K).
     """
-    errors = (outputs - examples.labels).square().mean(-1)  # (M,)
+    errors = (outputs - examples.labels).square().mean(-1)  # (..., M)
     count = examples.mask.sum().clamp(min=1)
-    return torch.where(examples.mask, errors, torch.zeros_like(errors)).sum() / count
+    return torch.where(examples.mask, errors, torch.zeros_like(errors)).sum(-1) / count
 
 
 def _real(inputs: Tensor) -> torch.dtype:
