@@ -47,8 +47,7 @@ def one_thread() -> Iterator[None]:
     """Has this thread compute alone, for what is not the device's work.
 
     The helpers that OpenMP starts for a thread stay. Once all of them are more than the cores,
-    none waits actively any more, and every operation of the device's thread takes up to twice as
-    long.
+    none waits actively any more, and every operation of a lane takes up to twice as long.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

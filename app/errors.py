@@ -133,7 +133,7 @@ class NotReady(Unavailable):
 
 
 class EngineFailed(Unavailable):
-    """The device's thread failed while it held this request."""
+    """The device failed while it held this request."""
 
     code = "engine_failed"
 

@@ -1,4 +1,4 @@
-"""The device: one thread owns it; requests from many callers queue for it and share batches."""
+"""The device: its lanes own it; requests from many callers queue for them and share batches."""
 
 from app.engine.engine import Engine
 from app.engine.requests import Adapted, ModelKey, PhiMissing, SupportSet

@@ -130,7 +130,7 @@ class Computer:
         return {name: value.cpu().numpy().copy() for name, value in parameters.items()}
 
     def warm(self, max_support: int) -> Iterator[Callable[[], object]]:
-        """What the device's thread is to do before the first request, each in its turn.
+        """What a lane is to do before the first request, each in its turn.
 
         That is every shape that tasks can share, and tasks and queries alone at every size of a
         head.

@@ -33,8 +33,8 @@ class Engine:
     """Adapts θ to support sets and answers queries with the adapted φ.
 
     The device belongs to its lanes, from `start` to `stop`. Every future ends: with an answer,
-    with PhiMissing, or with a class of `app.errors.Unavailable`. An answer does not depend on which
-    other requests shared its batch, or were computed beside it.
+    with PhiMissing, or with a class of `app.errors.Unavailable`. An answer does not depend, but for
+    rounding, on which other requests shared its batch or were computed beside it.
     """
 
     def __init__(self, registry: Registry, settings: Settings):
@@ -59,9 +59,9 @@ class Engine:
         self._computers: dict[ModelKey, Sequence[Computer]] = {}
         """One for each lane."""
         self._cache = PhiCache(settings.phi_cache_bytes)
-        self._queue = WorkQueue(settings.queue_limit)
         threads, sharing = torch.get_num_threads(), sharing_of(self._device, USUAL_NUMBERS)
         lanes = min(threads, sharing.lanes)
+        self._queue = WorkQueue(settings.queue_limit, sharing.work_at_once)
         self._lanes = [
             Lane(
                 number,
@@ -80,7 +80,7 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether every shape is warm and the device works."""
+        """Whether every shape was computed once and the device works."""
         alive = all(lane.thread.is_alive() for lane in self._lanes)
         return self._warm.is_set() and self._failure is None and alive
 
@@ -125,7 +125,7 @@ class Engine:
         self._queue.close(reason)
         end = time.monotonic() + drain_seconds
         for lane in self._lanes:
-            if lane.thread.ident is not None:
+            if lane.thread.is_alive():
                 lane.thread.join(max(0.0, end - time.monotonic()))
         self._queue.fail_all(reason)
 
@@ -171,7 +171,10 @@ class Engine:
             Unavailable: as for `adapt`.
         """
         computers = self._computers_of(model)
-        kind = "predict" if len(query) <= computers[0].sharing.queries else object()
+        kind: Hashable = object()
+        if len(query) <= computers[0].sharing.queries:
+            # Only queries of one φ gain from each other where no tasks share a computation.
+            kind = ("predict", None if computers[0].sharing.largest else phi_key)
         return self._submit(computers, phi_key, Predict(query), kind, len(query), owner)
 
     def weights(self, model: ModelKey, phi_key: str, owner: str = "") -> Future[dict[str, Floats]]:
@@ -183,13 +186,17 @@ class Engine:
         return self._submit(self._computers_of(model), phi_key, Export(), "export", 1, owner)
 
     def forget(self, phi_key: str) -> None:
-        """Drops φ from the cache, at the latest with the end of the batches under way."""
+        """Drops φ from the cache; what a batch under way keeps of it goes with the batch's end."""
         self._cache.drop(phi_key)
 
     def stats(self) -> dict[str, float]:
-        """Counters since the start, and gauges: queue, batches, failures, the φ cache."""
+        """Counters since the start, and gauges: queue, batches, failures, the φ cache.
+
+        All lanes together can be busy for `lanes` seconds a second.
+        """
         counts = [lane.counts for lane in self._lanes]
         return {
+            "lanes": len(self._lanes),
             "queue_length": len(self._queue),
             "batches_total": sum(count.batches for count in counts),
             "batched_requests_total": sum(count.requests for count in counts),
@@ -274,7 +281,8 @@ class Engine:
     def _run(self, lane: Lane) -> None:
         """A lane's thread. However it ends, nobody is left waiting."""
         try:
-            if lane is self._lanes[0] and not self._prepare(lane):
+            lane.use_all_threads()
+            if lane is self._lanes[0] and not self._prepare():
                 return
             lane.work()
         except BaseException as error:
@@ -284,16 +292,15 @@ class Engine:
             for entry in lane.batch:
                 if not entry.future.done():
                     entry.future.set_exception(self._failure)
-            log.exception("the device's thread ended", error=str(error))
+            log.exception("a lane of the device ended", lane=lane.number, error=str(error))
 
-    def _prepare(self, lane: Lane) -> bool:
+    def _prepare(self) -> bool:
         """Moves every θ to the device, warms every shape and starts the other lanes.
 
         Returns:
             Whether it came to its end: False where the engine was stopped before it was ready.
         """
         began = time.monotonic()
-        lane.use_all_threads()  # another thread may just be one_thread()
         for key, model in self._models.items():
             try:
                 self._computers[key] = self._make(model)

@@ -10,13 +10,13 @@ import torch
 
 from app.engine.cache import PhiCache
 from app.engine.compute import Computer
-from app.engine.queue import Entry, WorkQueue
+from app.engine.queue import Batch, Entry, WorkQueue
 from app.engine.requests import Adapted, PhiMissing
 from app.engine.work import Adapt, Chore, Export, Predict
 from app.errors import EngineFailed
 
 FAILURES_IN_A_ROW = 3
-"""After so many requests in a row that failed even alone, the device is taken for broken."""
+"""After so many requests in a row that failed in a lane even alone, the device is broken."""
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +70,7 @@ class Lane:
         self.number = number
         self.counts = Counts()
         self.batch: Sequence[Entry] = ()
-        """What it took last."""
+        """What it works on."""
         self._all, self._share = threads, max(1, threads // lanes)
         self._queue = queue
         self._cache = cache
@@ -78,7 +78,12 @@ class Lane:
         self.thread = threading.Thread(target=run, args=[self], name=f"lane {number}", daemon=True)
 
     def use_all_threads(self) -> None:
-        """Has this lane's thread compute with all threads of the device."""
+        """Has this lane's thread, which must have computed nothing yet, compute with all threads.
+
+        To ask for the number is what keeps it: the first operation of a thread that never did takes
+        over the number that any thread has set last (torch 2.13).
+        """
+        torch.get_num_threads()
         torch.set_num_threads(self._all)
 
     def work(self) -> None:
@@ -88,19 +93,25 @@ class Lane:
             RuntimeError: the device fails again and again.
         """
         limits = self._limits
-        while batch := self._queue.next_batch(limits.requests, limits.work, self.number):
-            self.batch = batch
-            # Had more than one lane ever helpers of OpenMP, all of them would wait passively.
-            alone = self.number == 0 and self._queue.one_at_work
-            torch.set_num_threads(self._all if alone else self._share)
-            if isinstance(batch[0].work, Chore):
-                self._do(batch[0])
-                continue
-            self.counts.requests += len(batch)
-            with self._cache.batch():
-                self._work_off(batch)
-            if self.counts.in_a_row >= FAILURES_IN_A_ROW:
-                raise RuntimeError("the device failed again and again")
+        while self._serve(self._queue.next_batch(limits.requests, limits.work, self.number)):
+            self.batch = ()  # it may be large, and the next may not come soon
+
+    def _serve(self, batch: Batch | None) -> bool:
+        """Whether there was a batch; it is done."""
+        if batch is None:
+            return False
+        self.batch = batch.entries
+        # Were there more helpers of OpenMP than cores, all of them would wait passively.
+        torch.set_num_threads(self._all if self.number == 0 and batch.alone else self._share)
+        if isinstance(batch.entries[0].work, Chore):
+            self._do(batch.entries[0])
+            return True
+        self.counts.requests += len(batch.entries)
+        with self._cache.batch():
+            self._work_off(batch.entries)
+        if self.counts.in_a_row >= FAILURES_IN_A_ROW:
+            raise RuntimeError("the device failed again and again")
+        return True
 
     def _do(self, chore: Entry) -> None:
         try:

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.errors import QueueFull, Unavailable
 
@@ -28,19 +28,35 @@ class Entry:
     future: Future[Any] = field(default_factory=Future)
 
 
+class Batch(NamedTuple):
+    """What a lane is to do, and whether it is then the only one at work, with nothing waiting."""
+
+    entries: list[Entry]
+    alone: bool
+
+
 class WorkQueue:
     """Owners take turns; the entries of one owner are first in, first out.
 
     Entries that fit the first one's batch come along with it, again by turns: who sends much fills
     what others leave. Where the queue is full, the last entry of whoever has most gives way to an
     owner with fewer: nobody keeps the others out.
+
+    Several lanes may take from it, each under a number from 0 on. Where more than one of them
+    rests, the least number takes what comes. What would cost more than `most_at_work` along with
+    what is being done waits until it does not, or nothing is being done.
+
+    Args:
+        limit: most entries that wait.
+        most_at_work: see above.
     """
 
-    def __init__(self, limit: int):
+    def __init__(self, limit: int, most_at_work: int):
         self.limit = limit
+        self._most_at_work = most_at_work
         self._waiting: dict[str, deque[Entry]] = {}  # by owner, whose turn it is first
-        self._at_work: set[int] = set()
-        """The lanes that have a batch."""
+        self._at_work: dict[int, int] = {}
+        """The lanes that have a batch, and what it costs."""
         self._changed = threading.Condition()
         self._closed: Unavailable | None = None
 
@@ -80,12 +96,7 @@ class WorkQueue:
         if displaced is not None and displaced.future.set_running_or_notify_cancel():
             displaced.future.set_exception(self._full())
 
-    @property
-    def one_at_work(self) -> bool:
-        """Whether a single lane has a batch, and nothing waits for another."""
-        return len(self._at_work) == 1 and not self._waiting
-
-    def next_batch(self, most: int, most_cost: int, lane: int = 0) -> list[Entry] | None:
+    def next_batch(self, most: int, most_cost: int, lane: int = 0) -> Batch | None:
         """Waits for work and takes the first entry whose turn it is, with others of its shape.
 
         Callers who have gone are skipped; the futures of the others can no longer be cancelled.
@@ -99,20 +110,28 @@ class WorkQueue:
             At least one entry, or None once the queue is closed and empty.
         """
         with self._changed:
-            self._at_work.discard(lane)
+            if self._at_work.pop(lane, None) is not None:
+                self._changed.notify_all()
             while True:
-                while self._closed is None and not (self._waiting and self._turn_of(lane)):
+                while not self._may_take(lane):
+                    if self._closed is not None and not self._waiting:
+                        return None
                     self._changed.wait()
-                if not self._waiting:
-                    return None
-                batch = self._take(most, most_cost)
-                if batch:
-                    self._at_work.add(lane)
+                entries = self._take(most, most_cost)
+                if entries:
+                    self._at_work[lane] = sum(entry.cost for entry in entries)
                     self._changed.notify_all()  # what is left is another lane's now
-                    return batch
+                    return Batch(entries, len(self._at_work) == 1 and not self._waiting)
 
-    def _turn_of(self, lane: int) -> bool:
-        return all(before in self._at_work for before in range(lane))
+    def _may_take(self, lane: int) -> bool:
+        if not self._waiting:
+            return False
+        others_rest = any(before not in self._at_work for before in range(lane))
+        if others_rest and self._closed is None:  # once it is, they may have gone home
+            return False
+        first = next(iter(self._waiting.values()))[0]
+        cost = first.cost + sum(self._at_work.values())
+        return not self._at_work or cost <= self._most_at_work
 
     def close(self, reason: Unavailable) -> None:
         """Takes no more entries; those that wait are still served."""

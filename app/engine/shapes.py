@@ -36,6 +36,8 @@ class Sharing:
     """Most work of one batch, in forward passes of one example: how long others may wait for it."""
     lanes: int
     """Most batches at the same time, each on its share of the device's threads."""
+    work_at_once: int
+    """Most work of all batches at the same time, unless one alone is more: memory bounds it."""
 
     def sizes(self, most: int) -> list[int]:
         """What support sets are padded to that share a computation, none above `most` examples."""
@@ -78,6 +80,7 @@ ON_CPU = Sharing(
     query_sizes=(1, 4, 16, 64, 256),
     work=1000,
     lanes=8,
+    work_at_once=10_000,
 )
 ON_GPU = Sharing(
     least=1,
@@ -87,6 +90,7 @@ ON_GPU = Sharing(
     query_sizes=(1, 4, 16, 64, 96, 128, 256),
     work=100_000,
     lanes=1,
+    work_at_once=100_000,
 )
 
 

@@ -30,6 +30,6 @@ class Export:
 
 @dataclass(frozen=True)
 class Chore:
-    """What the device's thread does between two batches, for no request."""
+    """What a lane does between two batches, for no request."""
 
     do: Callable[[], Any]

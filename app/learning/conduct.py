@@ -168,6 +168,11 @@ def _check_made_again(network: nn.Module, make: Make, inputs: Tensor) -> None:
             "torch's generator, so that a recipe gives one θ"
         )
     other = make(1)
+    if shared := _shared(network, other):
+        raise ValueError(
+            f"{shared} is the same object in every network that is made, and a server runs several "
+            "at the same time: make a new one in every call"
+        )
     if _same(network(inputs), functional_call(other, ours, (inputs,))):
         return
     buffers = dict(other.named_buffers())
@@ -178,6 +183,15 @@ def _check_made_again(network: nn.Module, make: Make, inputs: Tensor) -> None:
         "answer differently: make it an nn.Parameter, or draw it by a torch.Generator of a fixed "
         "seed"
     )
+
+
+def _shared(network: nn.Module, other: nn.Module) -> str | None:
+    """A module with parameters, which are put into it in every call, that is in both networks."""
+    theirs = {id(module) for module in other.modules()}
+    for name, module in network.named_modules():
+        if id(module) in theirs and any(True for _ in module.parameters()):
+            return f"the module {name!r}" if name else "the network itself"
+    return None
 
 
 def _check_zeros(network: nn.Module, inputs: Tensor) -> None:

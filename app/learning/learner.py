@@ -56,8 +56,10 @@ class Learner:
 
     def twin(self) -> "Learner":
         """The same learner with a network of its own, for another thread."""
+        same = {id(parameter): parameter for parameter in self.network.parameters()}
         return Learner(
-            copy.deepcopy(self.network) if self.make is None else self.make(0),
+            # Of parameters only names and shapes count, so that they need no copies.
+            copy.deepcopy(self.network, same) if self.make is None else self.make(0),
             self.head,
             self.feature_size,
             self.temperature,
@@ -129,6 +131,9 @@ class Learner:
             classes: (N,) bool, which of the N classes exist.
         """
         outputs = heads.logits(head, features)
+        if self.temperature == 1:
+            loss = self.head.loss(outputs, examples, classes)
+            return loss, loss
         both = torch.stack([outputs / self.temperature, outputs])
         descended, loss = self.head.loss(both, examples, classes)
         return descended, loss

@@ -1,7 +1,8 @@
 """A network of one's own: a factory of somebody else's package, named "package.module:factory".
 
 The factory is called with the input's shape and the recipe's arguments and returns an `nn.Module`
-from inputs (M, *input_shape) to features (M, D). Whoever names a factory runs its code.
+from inputs (M, *input_shape) to features (M, D). Whoever names a factory runs its code. A server on
+a CPU makes one network for every lane and runs them at the same time, each on a thread of its own.
 """
 
 import json

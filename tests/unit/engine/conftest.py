@@ -60,9 +60,9 @@ def build(
         replay(monkeypatch)
     engines = []
 
-    def build(**limits) -> Engine:
+    def build(*, of: Registry = registry, **limits) -> Engine:
         small = {"max_support": 16, "max_classes": 8, "batch_limit": 8, "queue_limit": 64}
-        engines.append(Engine(registry, Settings(device="cpu", **(small | limits))))
+        engines.append(Engine(of, Settings(device="cpu", **(small | limits))))
         return engines[-1]
 
     yield build

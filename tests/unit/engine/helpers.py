@@ -35,6 +35,7 @@ SHARED = Sharing(
     query_sizes=(1, 4, 16, 64, 256),
     work=1000,
     lanes=1,
+    work_at_once=1000,
 )
 """As a device that computes several tasks at once, but with few shapes to warm."""
 PADDED = replace(SHARED, least=1)

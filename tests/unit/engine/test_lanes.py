@@ -1,8 +1,8 @@
 """Several lanes of one device: who works when, on how many threads, and what stays as it was."""
 
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +12,10 @@ import torch
 
 from app.engine import Engine, ModelKey, PhiMissing, SupportSet
 from app.engine.compute import Computer
-from app.engine.queue import WorkQueue
+from app.engine.queue import Batch, WorkQueue
 from app.engine.shapes import ON_CPU, Sharing, sharing_of
 from app.errors import Draining, EngineFailed
-from app.settings import Settings
+from app.registry import LoadedModel
 from tests.unit.engine.helpers import (
     CONV,
     SAME,
@@ -36,7 +36,7 @@ from tests.unit.engine.test_queue import entry, names
 from tests.unit.learning import own_networks
 
 LANES = 3
-THREADS = 6
+THREADS = 3
 FATAL = 667.0
 
 
@@ -45,12 +45,37 @@ def sharing() -> Sharing:
     return replace(ON_CPU, lanes=LANES)
 
 
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture
+def build(build) -> Iterator[Callable[..., Engine]]:
+    """Makes engines of so many threads, where this thread goes on with as many as it has."""
+
+    def build_there(threads: int, limits: dict) -> Engine:
+        torch.get_num_threads()
+        torch.set_num_threads(threads)
+        return build(**limits)
+
+    def with_threads(threads: int = THREADS, **limits) -> Engine:
+        with ThreadPoolExecutor(1) as aside:
+            return aside.submit(build_there, threads, limits).result(SECONDS)
+
+    yield with_threads
+    torch.set_num_threads(torch.get_num_threads())  # of threads that are started from now on, too
+
+
+@pytest.fixture
+def queue() -> Iterator[WorkQueue]:
+    """With room for 10 entries, of a cost of 100 at the same time."""
+    queue = WorkQueue(10, 100)
+    yield queue
+    queue.close(Draining("the test is over"))
+
+
+@pytest.fixture
+def lanes(queue) -> Iterator[Callable[[int], Future[Batch | None]]]:
+    """Has a lane wait for a batch of one entry."""
+    with ThreadPoolExecutor(LANES) as pool:
+        yield lambda lane: pool.submit(queue.next_batch, 1, 100, lane)
+        queue.close(Draining("the test is over"))
 
 
 @pytest.fixture
@@ -67,37 +92,67 @@ def counted(monkeypatch) -> list[int]:
     return numbers
 
 
-def test_of_lanes_that_rest_the_first_takes_what_comes():
-    queue = WorkQueue(10)
-    with ThreadPoolExecutor(2) as pool:
-        second = pool.submit(queue.next_batch, 1, 100, 1)
-        first = pool.submit(queue.next_batch, 1, 100, 0)
-        queue.put(entry("a"))
-        assert names(first.result(SECONDS)) == ["a"]
-        assert queue.one_at_work
-        assert not second.done()
-        queue.put(entry("b"))
-        assert names(second.result(SECONDS)) == ["b"]
-        assert not queue.one_at_work
+def test_of_lanes_that_rest_the_first_takes_what_comes(queue, lanes):
+    second, first = lanes(1), lanes(0)
+    queue.put(entry("a"))
+    assert names(first.result(SECONDS)) == ["a"]
+    assert first.result().alone
+    with pytest.raises(TimeoutError):
+        second.result(0.05)
+    queue.put(entry("b"))
+    assert names(second.result(SECONDS)) == ["b"]
+    assert not second.result().alone
 
 
-def test_what_one_lane_leaves_another_takes_at_once():
-    queue = WorkQueue(10)
-    with ThreadPoolExecutor(2) as pool:
-        second = pool.submit(queue.next_batch, 1, 100, 1)
-        for name in "abc":
-            queue.put(entry(name))
-        assert names(queue.next_batch(1, 100, 0)) == ["a"]
-        assert names(second.result(SECONDS)) == ["b"]
-        assert not queue.one_at_work, "one waits"
+def test_what_one_lane_leaves_another_takes_at_once(queue, lanes):
+    second = lanes(1)
+    for name in "abc":
+        queue.put(entry(name))
+    first = queue.next_batch(1, 100, 0)
+    assert names(first) == ["a"]
+    assert not first.alone, "others wait"
+    assert names(second.result(SECONDS)) == ["b"]
 
 
-def test_closing_sends_every_lane_home():
-    queue = WorkQueue(10)
-    with ThreadPoolExecutor(LANES) as pool:
-        batches = [pool.submit(queue.next_batch, 1, 100, lane) for lane in range(LANES)]
-        queue.close(Draining("closing"))
-        assert [batch.result(SECONDS) for batch in batches] == [None] * LANES
+def test_a_lane_that_is_done_is_at_work_no_more(queue):
+    for name in "abc":
+        queue.put(entry(name))
+    assert not queue.next_batch(1, 100, 0).alone
+    assert not queue.next_batch(1, 100, 1).alone
+    assert not queue.next_batch(1, 100, 0).alone, "the second lane has not said that it is done"
+    queue.put(entry("d"))
+    queue.put(entry("e"))
+    assert names(queue.next_batch(1, 100, 1)) == ["d"]
+    assert not queue.next_batch(1, 100, 0).alone
+
+
+def test_no_more_work_is_done_at_the_same_time_than_memory_has_room_for(queue, lanes):
+    for name, cost in (("a", 60), ("b", 60), ("c", 10)):
+        queue.put(entry(name, name, cost))
+    assert names(queue.next_batch(9, 100, 0)) == ["a"]
+    second = lanes(1)
+    with pytest.raises(TimeoutError):
+        second.result(0.05)
+    assert names(queue.next_batch(9, 100, 0)) == ["b"], "c does not overtake it"
+    assert names(second.result(SECONDS)) == ["c"]
+
+
+def test_what_is_more_than_memory_has_room_for_is_done_alone(queue, lanes):
+    for name, cost in (("a", 500), ("b", 1)):
+        queue.put(entry(name, name, cost))
+    assert names(queue.next_batch(9, 100, 0)) == ["a"]
+    second = lanes(1)
+    with pytest.raises(TimeoutError):
+        second.result(0.05)
+    assert names(queue.next_batch(9, 100, 0)) == ["b"]
+
+
+def test_closing_sends_every_lane_home_once_nothing_waits(queue, lanes):
+    waiting = [lanes(lane) for lane in (1, 2)]
+    queue.put(entry("a"))
+    queue.close(Draining("closing"))
+    batches = [lane.result(SECONDS) for lane in waiting]
+    assert sorted(map(names, batches)) == [[], ["a"]], "lane 0 may have gone home already"
 
 
 def test_a_cpu_has_lanes_for_its_threads_and_a_gpu_one():
@@ -105,10 +160,19 @@ def test_a_cpu_has_lanes_for_its_threads_and_a_gpu_one():
     assert sharing_of(torch.device("cuda"), 784).lanes == 1
 
 
-@pytest.mark.parametrize(("number", "lanes"), [(1, 1), (2, 2), (THREADS, LANES)])
-def test_there_are_no_more_lanes_than_threads(build, number, lanes):
-    torch.set_num_threads(number)
-    assert len(build()._lanes) == lanes
+@pytest.mark.parametrize(("threads", "lanes"), [(1, 1), (2, 2), (THREADS, LANES)])
+def test_there_are_no_more_lanes_than_threads(build, threads, lanes):
+    assert len(build(threads)._lanes) == build(threads).stats()["lanes"] == lanes
+
+
+def test_every_lane_has_a_network_of_its_own_and_all_one_theta(running):
+    engine = running()
+    for computers in engine._computers.values():
+        parts = [set(map(id, each.learner.network.modules())) for each in computers]
+        assert len(set.union(*parts)) == sum(map(len, parts))
+        assert len(
+            {value.data_ptr() for each in computers for value in each.theta.values()}
+        ) == len(computers[0].theta)
 
 
 def test_while_one_request_is_computed_others_are_answered(running, device, models):
@@ -140,28 +204,20 @@ def test_a_lone_request_has_all_threads_and_those_side_by_side_their_share(
     assert counted == [THREADS, THREADS, THREADS // LANES], "who came first was alone"
 
 
-def test_a_waiting_request_leaves_the_first_lane_its_share(running, device, counted):
-    engine, queue = running(), []
+def test_what_other_threads_set_does_not_change_the_number_of_a_lane(running, counted):
+    engine = running()
+    torch.set_num_threads(torch.get_num_threads())  # where no lane but the first has computed yet
     counted.clear()
-    take = WorkQueue._take
-
-    def two_at_once(waiting: WorkQueue, most: int, most_cost: int):
-        while len(waiting) + len(queue) < 2:
-            waiting._changed.wait(0.01)
-        queue.append(None)
-        return take(waiting, most, most_cost)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WorkQueue, "_take", two_at_once)
-        futures = [submit(engine, f"{seed}", problem(seed, [1, 2])) for seed in range(2)]
-        for future in futures:
-            future.result(SECONDS)
-    assert counted == [THREADS // LANES] * 2
+    futures = [submit(engine, f"{seed}", problem(seed, [1, 2])) for seed in range(20)]
+    for future in futures:
+        future.result(SECONDS)
+    assert set(counted) <= {THREADS, THREADS // LANES}
+    assert counted.count(THREADS // LANES) > 10
 
 
 def test_many_requests_on_all_lanes_all_get_their_own_answers(running, models):
     engine = running(queue_limit=1000)
-    works = [problem(seed, [1 + seed % 3, 1, 2]) for seed in range(60)]
+    works = [problem(seed, [1 + seed % 3, 1, 2]) for seed in range(30)]
     futures = [submit(engine, f"{n}", work) for n, work in enumerate(works)]
     for future, work in zip(futures, works, strict=True):
         want = rows_of(plain(models[CONV], work))
@@ -212,20 +268,30 @@ def test_stopping_waits_for_every_lane(running, device):
     assert not any(lane.thread.is_alive() for lane in engine._lanes)
 
 
+def test_a_lane_that_rests_keeps_nothing_of_its_last_batch(running):
+    engine = running()
+    futures = [submit(engine, f"{seed}", problem(seed, [1, 2])) for seed in range(20)]
+    for future in futures:
+        future.result(SECONDS)
+    wait_until(lambda: not any(lane.batch for lane in engine._lanes))
+
+
+def check_lanes(engine: Engine, model: LoadedModel, works: Sequence[Problem]) -> None:
+    """All lanes answer as the model does."""
+    futures = [submit(engine, f"{n}", work) for n, work in enumerate(works)]
+    for future, work in zip(futures, works, strict=True):
+        want = rows_of(plain(model, work))
+        np.testing.assert_allclose(rows_of(future.result(SECONDS)), want, **SAME)
+    assert all(lane.counts.batches for lane in engine._lanes)
+
+
 def test_a_version_that_comes_later_is_served_by_every_lane(build, models, tmp_path: Path):
-    copy = save_models(tmp_path)
-    engine = start(Engine(copy, Settings(device="cpu", max_support=16, max_classes=8)))
-    newer = ModelKey("conv", 2)
+    copy, newer = save_models(tmp_path), ModelKey("conv", 2)
+    engine = start(build(of=copy))
     save_model(copy, newer, models[CONV].card.network, shape=(1, 12, 12))
     engine.reload()
     works = [replace(problem(seed, [1, 2]), model=newer) for seed in range(30)]
-    want = copy.load("conv", 2)
-    futures = [submit(engine, f"{n}", work) for n, work in enumerate(works)]
-    for future, work in zip(futures, works, strict=True):
-        np.testing.assert_allclose(
-            rows_of(future.result(SECONDS)), rows_of(plain(want, work)), **SAME
-        )
-    engine.stop(SECONDS)
+    check_lanes(engine, copy.load("conv", 2), works)
 
 
 def test_a_network_of_ones_own_is_made_anew_for_every_lane(build, tmp_path: Path, monkeypatch):
@@ -236,15 +302,9 @@ def test_a_network_of_ones_own_is_made_anew_for_every_lane(build, tmp_path: Path
     registry, own = save_models(tmp_path), ModelKey("own", 1)
     name = "tests.unit.learning.own_networks:Good"
     save_model(registry, own, {"name": name, "filters": 2}, shape=(1, 12))
-    engine = start(Engine(registry, Settings(device="cpu", max_support=16, max_classes=8)))
     rng = np.random.default_rng(0)
     works = [
-        Problem(own, SupportSet(inputs, np.array([0, 1, 1]), 2), inputs)
+        Problem(own, SupportSet(inputs, np.array([0, 1, 1]), 2), inputs + 0.5)
         for inputs in rng.normal(size=(30, 3, 1, 12)).astype(np.float32)
     ]
-    futures = [submit(engine, f"{n}", work) for n, work in enumerate(works)]
-    model = registry.load("own", 1)
-    for future, work in zip(futures, works, strict=True):
-        want = rows_of(plain(model, work))
-        np.testing.assert_allclose(rows_of(future.result(SECONDS)), want, **SAME)
-    engine.stop(SECONDS)
+    check_lanes(start(build(of=registry)), registry.load("own", 1), works)

@@ -2,9 +2,12 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
-from app.engine.queue import Entry, WorkQueue
+from app.engine.queue import Batch, Entry, WorkQueue
 from app.errors import Draining, QueueFull
 from tests.unit.engine.helpers import CONV, SECONDS, frames
+
+MOST = 1000
+"""Cost of what may be done at the same time; here it is less."""
 
 
 def entry(name: str, shape: str = "x", cost: int = 1, owner: str = "") -> Entry:
@@ -12,14 +15,14 @@ def entry(name: str, shape: str = "x", cost: int = 1, owner: str = "") -> Entry:
 
 
 def filled(*entries: Entry) -> WorkQueue:
-    queue = WorkQueue(100)
+    queue = WorkQueue(100, MOST)
     for each in entries:
         queue.put(each)
     return queue
 
 
-def names(batch: list[Entry] | None) -> list[str]:
-    return [each.phi_key for each in batch or []]
+def names(batch: Batch | None) -> list[str]:
+    return [each.phi_key for each in batch.entries] if batch else []
 
 
 def test_entries_of_one_shape_come_together_in_order_up_to_the_most():
@@ -69,7 +72,7 @@ def test_places_in_a_batch_are_dealt_out_by_turns_and_who_sends_much_fills_what_
 
 
 def test_in_a_full_queue_those_who_have_gone_make_room():
-    queue, gone = WorkQueue(2), entry("gone", owner="a")
+    queue, gone = WorkQueue(2, MOST), entry("gone", owner="a")
     for each in (gone, entry("here", owner="b")):
         queue.put(each)
     gone.future.cancel()
@@ -80,7 +83,7 @@ def test_in_a_full_queue_those_who_have_gone_make_room():
 
 
 def test_in_a_full_queue_who_has_most_gives_way_until_all_have_as_many():
-    queue, many = WorkQueue(4), [entry(f"a{number}", owner="a") for number in range(4)]
+    queue, many = WorkQueue(4, MOST), [entry(f"a{number}", owner="a") for number in range(4)]
     for each in many:
         queue.put(each)
     queue.put(entry("b0", owner="b"))
@@ -96,7 +99,7 @@ def test_in_a_full_queue_who_has_most_gives_way_until_all_have_as_many():
 
 
 def test_a_caller_who_has_gone_gives_way_without_a_word():
-    queue, gone = WorkQueue(2), entry("gone", owner="a")
+    queue, gone = WorkQueue(2, MOST), entry("gone", owner="a")
     queue.put(entry("here", owner="a"))
     queue.put(gone)
     queue._drop_gone = gone.future.cancel  # who leaves after those who have gone are looked for
@@ -127,7 +130,7 @@ def test_a_queue_of_callers_who_have_gone_waits_for_one_who_has_not():
 
 
 def test_beyond_the_limit_a_request_is_refused_and_after_a_batch_there_is_room_again():
-    queue = WorkQueue(2)
+    queue = WorkQueue(2, MOST)
     queue.put(entry("a"))
     queue.put(entry("b"))
     with pytest.raises(QueueFull, match="2 requests wait"):
@@ -148,7 +151,7 @@ def test_a_closed_queue_refuses_new_work_gives_what_waits_and_then_none():
 
 
 def test_closing_wakes_a_waiting_thread():
-    queue = WorkQueue(1)
+    queue = WorkQueue(1, MOST)
     with ThreadPoolExecutor(1) as pool:
         batch = pool.submit(queue.next_batch, 9, 100)
         queue.close(Draining("closing"))
@@ -168,7 +171,7 @@ def test_failing_all_ends_every_future_and_leaves_cancelled_ones():
 
 
 def test_refusing_a_thousand_times_keeps_no_trace_of_each():
-    queue, reason = WorkQueue(1), Draining("closing")
+    queue, reason = WorkQueue(1, MOST), Draining("closing")
     queue.close(reason)
     for _ in range(1000):
         with pytest.raises(Draining):

@@ -1,5 +1,7 @@
 """Networks of somebody's own, good ones and bad ones, of inputs (8, 16)."""
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import nn
@@ -8,6 +10,10 @@ from app.learning.normalisation import BatchStatisticsNorm
 
 SHAPE = (8, 16)
 no_factory = 5
+
+
+ACTIVATION = nn.ReLU()
+"""Without parameters, so that networks may have it in common."""
 
 
 class Good(nn.Module):
@@ -46,6 +52,22 @@ class Layer(nn.Module):
 
 def of(*modules):
     return nn.Sequential(nn.Flatten(), nn.Linear(128, 8), *modules)
+
+
+@cache
+def made_once(input_shape):
+    return of()
+
+
+BACKBONE = of()
+
+
+def around_a_backbone(input_shape):
+    return nn.Sequential(BACKBONE, nn.Linear(8, 4), ACTIVATION)
+
+
+def with_a_common_activation(input_shape):
+    return of(ACTIVATION)
 
 
 def lazy(input_shape):

@@ -35,6 +35,14 @@ def test_ragged_loss_is_the_mean_over_classes_by_hand():
     assert float(loss) == pytest.approx(((log(2) + log(4)) / 2 + log(5)) / 2, abs=1e-12)
 
 
+def test_of_several_outputs_for_the_same_examples_there_are_as_many_losses():
+    examples = examples_of((1,), (2, 1, 3))
+    outputs = torch.stack([logits_of(6, 3, seed) for seed in range(4)])
+    losses = class_balanced_cross_entropy(outputs.unflatten(0, (2, 2)), examples, existing(3))
+    each = [class_balanced_cross_entropy(one, examples, existing(3)) for one in outputs]
+    torch.testing.assert_close(losses, torch.stack(each).unflatten(0, (2, 2)))
+
+
 @pytest.mark.parametrize("ways", [2, 5, 20])
 @pytest.mark.parametrize("ragged", [False, True])
 def test_equal_rows_cost_log_n(ways, ragged):

@@ -44,9 +44,6 @@ class Quadratic:
     def trainable(self, step, names):
         return names
 
-    def rate_factor(self, name, classes):
-        return 1.0
-
 
 @pytest.fixture
 def quadratic() -> dict[str, Tensor]:

@@ -170,6 +170,8 @@ def test_what_makes_no_features_is_refused(name, arguments, message):
         ("root", "for an input of zeros, .* are not finite"),
         ("random_buffer", "the buffer projection is drawn at random when the network is made"),
         ("random_attribute", "something that is no parameter is drawn at random"),
+        ("made_once", "the network itself is the same object in every network that is made"),
+        ("around_a_backbone", "the module '0' is the same object in every network that is made"),
         ("of_numpy", "made again with the same seed it has other parameters"),
     ],
 )
@@ -177,6 +179,10 @@ def test_what_cannot_be_served_query_by_query_is_refused_by_its_module(name, mes
     with pytest.raises(ValueError, match=f"^network '{ZOO}{name}': {message}") as caught:
         own(name)
     assert "\n" not in str(caught.value)
+
+
+def test_what_has_no_parameters_may_be_part_of_several_networks():
+    assert own("with_a_common_activation").features == 8
 
 
 def test_a_transductive_network_may_depend_on_its_batch():

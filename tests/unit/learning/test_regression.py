@@ -72,6 +72,13 @@ def test_loss_and_score_are_the_mean_squared_error(outputs):
         assert float(value) == pytest.approx(expected, abs=1e-12)
 
 
+def test_of_several_outputs_for_the_same_examples_there_are_as_many_errors():
+    examples = regression_examples(5, 2)
+    outputs = torch.stack([regression_examples(5, 2, seed=seed).labels for seed in (1, 2, 3)])
+    each = [mean_squared_error(one, examples) for one in outputs]
+    torch.testing.assert_close(mean_squared_error(outputs, examples), torch.stack(each))
+
+
 @pytest.mark.parametrize("garbage", [0.0, 1e300, float("inf"), float("nan")])
 def test_padding_does_not_reach_the_mean_squared_error(garbage):
     examples = regression_examples(6, 2)
