@@ -1,6 +1,7 @@
 """Several lanes of one device: who works when, on how many threads, and what stays as it was."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -60,6 +61,18 @@ def build(build) -> Iterator[Callable[..., Engine]]:
 
     yield with_threads
     torch.set_num_threads(torch.get_num_threads())  # of threads that are started from now on, too
+
+
+@pytest.fixture
+def slow(monkeypatch) -> None:
+    """No adaptation is done so soon that the next one need not go to another lane."""
+    adapt = Computer.adapt
+
+    def waiting(computer, supports, steps):
+        time.sleep(0.02)
+        return adapt(computer, supports, steps)
+
+    monkeypatch.setattr(Computer, "adapt", waiting)
 
 
 @pytest.fixture
@@ -204,6 +217,7 @@ def test_a_lone_request_has_all_threads_and_those_side_by_side_their_share(
     assert counted == [THREADS, THREADS, THREADS // LANES], "who came first was alone"
 
 
+@pytest.mark.usefixtures("slow")
 def test_what_other_threads_set_does_not_change_the_number_of_a_lane(running, counted):
     engine = running()
     torch.set_num_threads(torch.get_num_threads())  # where no lane but the first has computed yet
@@ -215,6 +229,7 @@ def test_what_other_threads_set_does_not_change_the_number_of_a_lane(running, co
     assert counted.count(THREADS // LANES) > 10
 
 
+@pytest.mark.usefixtures("slow")
 def test_many_requests_on_all_lanes_all_get_their_own_answers(running, models):
     engine = running(queue_limit=1000)
     works = [problem(seed, [1 + seed % 3, 1, 2]) for seed in range(30)]
@@ -227,7 +242,7 @@ def test_many_requests_on_all_lanes_all_get_their_own_answers(running, models):
         want = rows_of(plain(models[CONV], work))
         np.testing.assert_allclose(future.result(SECONDS).probabilities, want, **SAME)
     assert all(lane.counts.batches for lane in engine._lanes)
-    assert engine.stats()["batched_requests_total"] == 120
+    assert engine.stats()["batched_requests_total"] == 2 * len(works)
 
 
 def test_what_is_forgotten_while_it_is_adapted_is_not_kept(running, device):
@@ -285,6 +300,7 @@ def check_lanes(engine: Engine, model: LoadedModel, works: Sequence[Problem]) ->
     assert all(lane.counts.batches for lane in engine._lanes)
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_version_that_comes_later_is_served_by_every_lane(build, models, tmp_path: Path):
     copy, newer = save_models(tmp_path), ModelKey("conv", 2)
     engine = start(build(of=copy))
@@ -294,6 +310,7 @@ def test_a_version_that_comes_later_is_served_by_every_lane(build, models, tmp_p
     check_lanes(engine, copy.load("conv", 2), works)
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_network_of_ones_own_is_made_anew_for_every_lane(build, tmp_path: Path, monkeypatch):
     def never(*_: object) -> None:
         raise TypeError("cannot pickle '_thread.lock' object")
