@@ -44,7 +44,8 @@ class Lane:
     """Takes one batch after the other, and computes each with the computer of its number.
 
     A GPU has one lane. On a CPU several requests are sooner done side by side, each on its share of
-    the threads, than one after the other on all of them. A lone request has all of them.
+    the threads, than one after the other on all of them. A request that finds no other has all of
+    them, to its end.
 
     Args:
         number: 0 is the one that takes what comes while all rest.
