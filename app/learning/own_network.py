@@ -6,6 +6,7 @@ a CPU makes one network for every lane and runs them at the same time, each on a
 """
 
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
@@ -22,6 +23,8 @@ from app.learning.refused import refuse_modules
 
 DRY_RUN_EXAMPLES = 3
 """Inputs of a dry run; more than one, so that they can be told from the features."""
+_MAKING = threading.Lock()
+"""Torch's generator of random numbers is one for all threads."""
 NAMED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
@@ -70,7 +73,10 @@ class OwnNetwork:
             raise ValueError(f"network {name!r}: {error}") from error
 
     def make(self, seed: int) -> nn.Module:
-        """The network with the first values that a seed gives it, in training mode."""
+        """The network with the first values that a seed gives it, in training mode.
+
+        Any thread may call it.
+        """
         factory = _factory(self._name)
         defaults = _plain_defaults(factory)
         # Not what a card has made of a default: it may have turned a tuple to a list.
@@ -79,7 +85,7 @@ class OwnNetwork:
             for key, value in self._arguments.items()
             if key not in defaults or value != defaults[key]
         }
-        with torch.random.fork_rng(devices=[]):
+        with _MAKING, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
                 network = factory(self._input_shape, **given)

@@ -1,5 +1,6 @@
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -196,6 +197,15 @@ def test_what_has_no_second_derivative_is_said_so():
     attention = own("once_differentiable").network
     with pytest.raises(ValueError, match=r"cannot be differentiated twice .*first-order-maml"):
         check_second_derivative(attention, SHAPE)
+
+
+def test_threads_that_make_it_at_the_same_time_get_the_same_numbers():
+    made = own("Good")
+    with ThreadPoolExecutor(4) as pool:
+        networks = list(pool.map(made.make, [0] * 100))
+    for network in networks:
+        for ours, theirs in zip(made.network.parameters(), network.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def test_trying_a_network_out_leaves_it_as_it_was_made():
