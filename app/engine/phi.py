@@ -45,7 +45,8 @@ class Contents(NamedTuple):
 class Layout:
     """Where the numbers of an adapted learner are in its vector.
 
-    The network's parameters come first, then the task's size, then row by row of the head its
+    The network's parameters come first, in the order of their names: a φ that is kept must be read
+    alike once its version is loaded anew. Then come the task's size, and row by row of the head its
     weights, its bias and the mean features of its class. So the vector of fewer rows is the
     beginning of one of more.
 
@@ -58,7 +59,7 @@ class Layout:
         self._features = learner.feature_size
         self._network: dict[str, tuple[slice, torch.Size]] = {}
         end = 0
-        for name, value in theta.items():
+        for name, value in sorted(theta.items()):  # a file's order is another whenever it is read
             if name.startswith(NETWORK):
                 self._network[name] = slice(end, end + value.numel()), value.shape
                 end = _aligned(end + value.numel())

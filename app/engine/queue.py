@@ -29,7 +29,7 @@ class Entry:
 
 
 class Batch(NamedTuple):
-    """What a lane is to do, and whether it is then the only one at work, with nothing waiting."""
+    """What a lane is to do, and whether no other is at work, or is to be soon."""
 
     entries: list[Entry]
     alone: bool
@@ -121,7 +121,8 @@ class WorkQueue:
                 if entries:
                     self._at_work[lane] = sum(entry.cost for entry in entries)
                     self._changed.notify_all()  # what is left is another lane's now
-                    return Batch(entries, len(self._at_work) == 1 and not self._waiting)
+                    others = bool(self._waiting) and self._at_work[lane] < self._most_at_work
+                    return Batch(entries, len(self._at_work) == 1 and not others)
 
     def _may_take(self, lane: int) -> bool:
         if not self._waiting:

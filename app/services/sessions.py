@@ -376,7 +376,7 @@ class SessionService:
     async def _adapt_again(self, stored: StoredSession, query: Floats | None) -> Adapted:
         """Make φ anew from the stored support set: the cache may lose it at any time."""
         support = await asyncio.to_thread(self._read_support, stored)
-        return await self._adapt(
+        adapted = await self._adapt(
             stored.model_key,
             stored.phi_key,
             support,
@@ -384,6 +384,9 @@ class SessionService:
             query,
             stored.record.owner,
         )
+        if not await asyncio.to_thread(self._store.stands, stored):  # who changed it forgot before
+            self._engine.forget(stored.phi_key)
+        return adapted
 
     async def _wait(self, future: Future[T]) -> T:
         return await wait_for(future, self._settings.deadline_seconds)

@@ -117,6 +117,13 @@ class SessionStore:
             record = SessionRepository(connection).get(owner, session_id)
         return self._living(record, session_id)
 
+    def stands(self, stored: StoredSession) -> bool:
+        """Whether a session is still what it was when it was found."""
+        try:
+            return self.find(stored.record.owner, stored.record.id).phi_key == stored.phi_key
+        except (SessionNotFound, SessionExpired, ModelVersionGone):
+            return False
+
     def support(self, stored: StoredSession) -> list[Examples]:
         """Read the support set of a session, revision by revision, as it was when it was found.
 

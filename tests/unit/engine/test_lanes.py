@@ -153,7 +153,9 @@ def test_no_more_work_is_done_at_the_same_time_than_memory_has_room_for(queue, l
 def test_what_is_more_than_memory_has_room_for_is_done_alone(queue, lanes):
     for name, cost in (("a", 500), ("b", 1)):
         queue.put(entry(name, name, cost))
-    assert names(queue.next_batch(9, 100, 0)) == ["a"]
+    first = queue.next_batch(9, 100, 0)
+    assert names(first) == ["a"]
+    assert first.alone, "b waits until it is done"
     second = lanes(1)
     with pytest.raises(TimeoutError):
         second.result(0.05)

@@ -36,6 +36,15 @@ def assert_same(one: Contents, other: Contents) -> None:
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
+def test_the_order_of_theta_does_not_matter():
+    network = ConvNet(SHAPE, filters=6, blocks=2, groups=3)
+    learner = Learner(network, SharedRowHead(), network.features)
+    theta = learner.initial(1)
+    one, other = Layout(learner, theta), Layout(learner, dict(reversed(theta.items())))
+    vector, rows = torch.rand(one.length(3)), 3
+    assert_same(one.read(vector, rows), other.read(vector, rows))
+
+
 @pytest.mark.parametrize("leading", [(), (3,)])
 @pytest.mark.parametrize("rows", [1, 5])
 def test_what_is_written_is_read(layout, rows, leading):

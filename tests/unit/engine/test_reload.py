@@ -246,6 +246,26 @@ def test_a_version_that_is_gone_is_dropped_named_and_taken_in_again(
     check_answers(engine, registry, DEEP)
 
 
+def test_what_is_cached_is_read_alike_by_a_version_that_is_taken_in_again(
+    engine, registry, monkeypatch
+):
+    load = Registry.load
+
+    def in_another_order(self, name: str, version: int):
+        model = load(self, name, version)
+        return replace(model, theta=dict(reversed(model.theta.items())))
+
+    work = problem(4, [2, 1], model=DEEP)
+    before = answer(engine, "kept", work).answers.probabilities
+    monkeypatch.setattr(Registry, "load", in_another_order)
+    held = engine._computers[DEEP]
+    registry.rewrite(registry.card("deep", 2).model_copy(update={"description": "Another."}))
+    engine.reload()
+    assert engine._computers[DEEP] is not held
+    after = engine.predict(DEEP, "kept", work.query).result(SECONDS).probabilities
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("sharing", [ON_CPU])
 @pytest.mark.parametrize("shape", [(5,), (7,)], ids=["the same inputs", "other inputs"])
 def test_requests_that_wait_while_their_version_is_replaced_are_answered_by_the_old_one(

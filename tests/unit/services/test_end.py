@@ -8,7 +8,7 @@ from app.database import SessionRepository
 from app.errors import ModelVersionGone, SessionExpired, SessionNotFound
 from app.services import NewSession
 from tests.fakes import make_card
-from tests.unit.services.common import QUERY, SUPPORT, calls_on, kinds, stored, until
+from tests.unit.services.common import MORE, QUERY, SUPPORT, calls_on, kinds, stored, until
 
 pytestmark = pytest.mark.anyio
 
@@ -89,6 +89,27 @@ async def test_a_session_that_expires_while_its_phi_is_missing_is_gone(service, 
     engine.release()
     with pytest.raises(SessionExpired):
         await query
+
+
+@pytest.mark.parametrize("change", ["deleted", "extended"])
+async def test_what_changes_while_its_phi_is_made_anew_leaves_no_phi(service, engine, change):
+    created = await service.create("ann", NewSession(SUPPORT))
+    engine.phi.clear()
+    engine.answers = False
+    query = asyncio.create_task(service.predict("ann", created.id, QUERY))
+    await until(lambda: len(engine.held) == 1)
+    engine.held.pop(0)()  # the cache does not have it
+    await until(lambda: engine.methods()[-1] == "adapt" and len(engine.held) == 1)
+    again = engine.held.pop(0)
+    engine.answers = True
+    if change == "deleted":
+        await service.delete("ann", created.id)
+    else:
+        await service.append("ann", created.id, MORE)
+    stand = dict(engine.phi)
+    again()
+    assert (await query).data
+    assert engine.phi == stand
 
 
 @pytest.mark.parametrize("change", ["removed", "retrained"])
