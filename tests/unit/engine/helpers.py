@@ -14,7 +14,7 @@ import torch
 from app.engine import Engine, ModelKey, SupportSet
 from app.engine.compute import Computer
 from app.engine.requests import Adapted, Answers, Floats
-from app.engine.shapes import Sharing
+from app.engine.shapes import ON_CPU
 from app.learning.inner_loop import adapt
 from app.learning.tasks import Examples
 from app.registry import InputSpec, LoadedModel, Registry
@@ -27,16 +27,7 @@ DEEP = ModelKey("deep", 2)
 FIXED = ModelKey("fixed", 1)
 SHAPES = {CONV: (1, 12, 12), DEEP: (5,), FIXED: (5,)}
 CALIBRATION = Calibration(temperature=(0.4, 0.3, -0.2), outlier=(-1, 0.5, 1.5, 0.2, 0.3, -0.1))
-SHARED = Sharing(
-    least=2,
-    largest=16,
-    together=80,
-    queries=16,
-    query_sizes=(1, 4, 16, 64, 256),
-    work=1000,
-    lanes=1,
-    work_at_once=1000,
-)
+SHARED = replace(ON_CPU, largest=16, together=80, lanes=1, work_at_once=1000)
 """As a device that computes several tasks at once, but with few shapes to warm."""
 PADDED = replace(SHARED, least=1)
 """As a GPU, which computes a lone task too in a shape that was recorded, and replays it."""

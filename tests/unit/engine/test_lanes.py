@@ -76,11 +76,9 @@ def slow(monkeypatch) -> None:
 
 
 @pytest.fixture
-def queue() -> Iterator[WorkQueue]:
+def queue() -> WorkQueue:
     """With room for 10 entries, of a cost of 100 at the same time."""
-    queue = WorkQueue(10, 100)
-    yield queue
-    queue.close(Draining("the test is over"))
+    return WorkQueue(10, 100)
 
 
 @pytest.fixture
@@ -103,6 +101,15 @@ def counted(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(Computer, "adapt", counting)
     return numbers
+
+
+def check_lanes(engine: Engine, model: LoadedModel, works: Sequence[Problem]) -> None:
+    """All lanes answer as the model does."""
+    futures = [submit(engine, f"{n}", work) for n, work in enumerate(works)]
+    for future, work in zip(futures, works, strict=True):
+        want = rows_of(plain(model, work))
+        np.testing.assert_allclose(rows_of(future.result(SECONDS)), want, **SAME)
+    assert all(lane.counts.batches for lane in engine._lanes)
 
 
 def test_of_lanes_that_rest_the_first_takes_what_comes(queue, lanes):
@@ -235,15 +242,11 @@ def test_what_other_threads_set_does_not_change_the_number_of_a_lane(running, co
 def test_many_requests_on_all_lanes_all_get_their_own_answers(running, models):
     engine = running(queue_limit=1000)
     works = [problem(seed, [1 + seed % 3, 1, 2]) for seed in range(30)]
-    futures = [submit(engine, f"{n}", work) for n, work in enumerate(works)]
-    for future, work in zip(futures, works, strict=True):
-        want = rows_of(plain(models[CONV], work))
-        np.testing.assert_allclose(rows_of(future.result(SECONDS)), want, **SAME)
+    check_lanes(engine, models[CONV], works)
     asked = [engine.predict(CONV, f"{n}", work.query) for n, work in enumerate(works)]
     for future, work in zip(asked, works, strict=True):
         want = rows_of(plain(models[CONV], work))
         np.testing.assert_allclose(future.result(SECONDS).probabilities, want, **SAME)
-    assert all(lane.counts.batches for lane in engine._lanes)
     assert engine.stats()["batched_requests_total"] == 2 * len(works)
 
 
@@ -291,15 +294,6 @@ def test_a_lane_that_rests_keeps_nothing_of_its_last_batch(running):
     for future in futures:
         future.result(SECONDS)
     wait_until(lambda: not any(lane.batch for lane in engine._lanes))
-
-
-def check_lanes(engine: Engine, model: LoadedModel, works: Sequence[Problem]) -> None:
-    """All lanes answer as the model does."""
-    futures = [submit(engine, f"{n}", work) for n, work in enumerate(works)]
-    for future, work in zip(futures, works, strict=True):
-        want = rows_of(plain(model, work))
-        np.testing.assert_allclose(rows_of(future.result(SECONDS)), want, **SAME)
-    assert all(lane.counts.batches for lane in engine._lanes)
 
 
 @pytest.mark.usefixtures("slow")

@@ -4,20 +4,24 @@ import pytest
 import torch
 
 from app.engine.phi import ALIGNED, Contents, Layout, Phi
-from app.learning.heads import SharedRowHead
+from app.learning.heads import Params, SharedRowHead
 from app.learning.learner import Learner
 from app.learning.networks import ConvNet
 
 SHAPE = (2, 9, 7)
 
 
-@pytest.fixture
-def layout() -> Layout:
+def made() -> tuple[Learner, Params]:
     network = ConvNet(SHAPE, filters=6, blocks=2, groups=3)
     learner = Learner(network, SharedRowHead(), network.features)
     theta = learner.initial(1)
     theta["network.scale"] = torch.tensor(2.0)  # a parameter without dimensions
-    return Layout(learner, theta)
+    return learner, theta
+
+
+@pytest.fixture
+def layout() -> Layout:
+    return Layout(*made())
 
 
 def contents(layout: Layout, rows: int, *, seed: int, leading: tuple[int, ...] = ()) -> Contents:
@@ -37,9 +41,7 @@ def assert_same(one: Contents, other: Contents) -> None:
 
 
 def test_the_order_of_theta_does_not_matter():
-    network = ConvNet(SHAPE, filters=6, blocks=2, groups=3)
-    learner = Learner(network, SharedRowHead(), network.features)
-    theta = learner.initial(1)
+    learner, theta = made()
     one, other = Layout(learner, theta), Layout(learner, dict(reversed(theta.items())))
     vector, rows = torch.rand(one.length(3)), 3
     assert_same(one.read(vector, rows), other.read(vector, rows))
