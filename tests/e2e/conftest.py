@@ -1,6 +1,7 @@
 """Real servers in processes of their own, with the bundled models and databases of their own."""
 
 import base64
+import json
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import httpx2
 import pytest
@@ -21,6 +23,7 @@ from PIL import Image, ImageDraw
 MODELS = Path(__file__).parents[2] / "models"
 START_SECONDS = 300
 STOP_SECONDS = 60
+WAIT_SECONDS = 120
 POLL_SECONDS = 0.1
 SETTINGS = {
     "INNERLOOP_HOST": "127.0.0.1",
@@ -33,6 +36,8 @@ SETTINGS = {
     "INNERLOOP_MAX_BODY_BYTES": "1000000",
     "INNERLOOP_DRAIN_SECONDS": "5",
 }
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -62,6 +67,19 @@ class Server:
                 pass
             time.sleep(POLL_SECONDS)
         raise AssertionError(f"the server did not become {probe}:\n{self.log.read_text()}")
+
+    def logged(self, **fields: object) -> list[dict]:
+        """The log's lines that have these values."""
+        whole = [line for line in self.log.read_text().splitlines(True) if line.endswith("\n")]
+        return [line for line in map(json.loads, whole) if fields.items() <= line.items()]
+
+    def wait_for(self, condition: Callable[[], T]) -> T:
+        """What the condition gives once that is true: much is done only after an answer is out."""
+        give_up = time.monotonic() + WAIT_SECONDS
+        while not (result := condition()):
+            assert time.monotonic() < give_up, self.log.read_text()
+            time.sleep(POLL_SECONDS)
+        return result
 
 
 StartServer = Callable[..., AbstractContextManager[Server]]
@@ -109,7 +127,7 @@ def models_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def server(models_folder, tmp_path_factory) -> Iterator[Server]:
-    """One server for all tests that leave it running."""
+    """One server for all tests of this process that leave it running."""
     with running(tmp_path_factory.mktemp("server"), "ready") as server:
         yield server
 

@@ -133,8 +133,7 @@ def test_what_is_no_http_is_a_problem_document_too(server, request_line):
 
 def test_the_log_is_one_json_object_a_line_and_holds_no_bodies(client, server, session):
     client.get(f"/v1/sessions/{session['id']}", headers={"X-Request-ID": "find-me"})
-    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
-    [line] = [line for line in lines if line.get("request_id") == "find-me"]
+    [line] = server.wait_for(lambda: server.logged(request_id="find-me"))
     assert (line["method"], line["status"]) == ("GET", 200)
     assert line["route"] == "/v1/sessions/{session_id}"
     assert "cross" not in server.log.read_text()

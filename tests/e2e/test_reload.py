@@ -8,14 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import httpx2
 import pytest
 
 SMALL = {"INNERLOOP_MAX_SUPPORT": "8", "INNERLOOP_MAX_CLASSES": "8"}
-RELOAD_SECONDS = 120
 
 
 @pytest.fixture
@@ -39,19 +37,6 @@ def put(source: Path, models: Path, name: str, version: int) -> Path:
 
 def versions(client: httpx2.Client) -> dict[str, list[int]]:
     return {model["name"]: model["versions"] for model in client.get("/v1/models").json()["data"]}
-
-
-def wait_for(condition, server) -> None:
-    give_up = time.monotonic() + RELOAD_SECONDS
-    while not condition():
-        assert time.monotonic() < give_up, server.log.read_text()
-        time.sleep(0.05)
-
-
-def lines(server, event: str) -> list[dict]:
-    """The log lines of an event."""
-    written = server.log.read_text().splitlines()
-    return [line for line in map(json.loads, written) if line["event"] == event]
 
 
 def new_session(drawing, **more) -> dict:
@@ -85,7 +70,7 @@ def test_new_versions_are_served_after_a_signal_and_no_request_notices(
             caller.start()
         server.signal(signal.SIGHUP)
         server.signal(signal.SIGHUP)
-        wait_for(lambda: versions(server.client).keys() == {"omniglot", "other"}, server)
+        server.wait_for(lambda: versions(server.client).keys() == {"omniglot", "other"})
         ended.set()
         for caller in callers:
             caller.join()
@@ -105,7 +90,7 @@ def test_new_versions_are_served_after_a_signal_and_no_request_notices(
             assert found["label"] == expected["label"]
             assert found["probability"] == pytest.approx(expected["probability"], abs=1e-5)
 
-        left_out = lines(server, "a version is left out")
+        left_out = server.wait_for(lambda: server.logged(event="a version is left out"))
         assert {line["folder"] for line in left_out} == {str(broken)}
         assert str(broken / "theta.safetensors") in left_out[0]["reason"]
         server.signal(signal.SIGTERM)
@@ -117,14 +102,14 @@ def test_a_signal_during_the_start_is_not_lost_and_ends_nothing(start_server, mo
         put(models / "omniglot" / "1", models, "omniglot", 2)
         server.signal(signal.SIGHUP)
         server.wait_until("ready")
-        wait_for(lambda: versions(server.client) == {"omniglot": [1, 2]}, server)
+        server.wait_for(lambda: versions(server.client) == {"omniglot": [1, 2]})
 
 
 def test_a_server_ends_while_it_takes_in_a_version(start_server, models):
     with start_server(INNERLOOP_MODELS_DIR=str(models)) as server:
         put(models / "omniglot" / "1", models, "omniglot", 2)
         server.signal(signal.SIGHUP)
-        wait_for(lambda: lines(server, "reading the models again"), server)
+        server.wait_for(lambda: server.logged(event="reading the models again"))
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
         assert "Traceback" not in server.log.read_text()

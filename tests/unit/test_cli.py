@@ -5,12 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import torch
 
 from app import cli
 from app.registry import Registry
@@ -46,20 +44,11 @@ def shell(monkeypatch, capfd, tmp_path) -> Shell:
     return Shell(monkeypatch, capfd)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Puts back what `--threads 1` changes."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry with a tiny model."""
     folder = tmp_path_factory.mktemp("trained")
     write_recipe(folder / "models")
-    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         feed(patch)
         run(recipe(), folder)

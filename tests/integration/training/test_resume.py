@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors import safe_open
 
 from tests.unit.training.helpers import feed, recipe, run, write_recipe
@@ -21,13 +20,9 @@ SECONDS = 120.0
 
 
 @pytest.fixture(autouse=True)
-def made_up_pools(monkeypatch) -> Iterator[None]:
-    """This process goes on with the runs: with the same pools and number of threads."""
+def made_up_pools(monkeypatch) -> None:
+    """This process goes on with the runs: with the same pools, and one thread as they have."""
     feed(monkeypatch)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass

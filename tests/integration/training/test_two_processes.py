@@ -51,15 +51,6 @@ GOOD = ("maml", "sinusoid", "pretraining", "reptile")
 ENVIRONMENT = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """A run is the same to the bit only with the same number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def start_two(*command: str | Path) -> list[subprocess.Popen[str]]:
     """Two processes of one run, with the variables that torchrun gives them."""
     with socket.socket() as free:

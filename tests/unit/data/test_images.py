@@ -255,9 +255,9 @@ def test_a_target_that_is_not_square_is_filled_without_stretching():
 @pytest.mark.parametrize("size", [(1, 1_000_000), (1_000_000, 1)])
 def test_a_line_of_a_million_pixels_costs_no_more_than_its_pixels(size):
     data = png(*size, 8, 0, bytes(1_000_000))
-    start = time.perf_counter()
+    start = time.thread_time()
     got = decode_image(data, DARK_ON_LIGHT, PIXELS)
-    assert time.perf_counter() - start < 1
+    assert time.thread_time() - start < 1
     assert (got == 255).sum() == 28
 
 
@@ -353,10 +353,10 @@ def huge_webp(width: int, height: int) -> bytes:
 )
 def test_a_bomb_is_refused_by_its_size_before_it_is_decoded(data):
     """None of these has the pixels that it claims: decoding would call it broken instead."""
-    start = time.perf_counter()
+    start = time.thread_time()
     with pytest.raises(ValueError, match=r"pixels.* make it smaller"):
         decode_image(data, LIGHT_ON_DARK, PIXELS)
-    assert time.perf_counter() - start < 0.5
+    assert time.thread_time() - start < 0.5
 
 
 def test_the_limit_counts_pixels_and_the_message_names_both():

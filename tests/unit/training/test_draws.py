@@ -10,6 +10,7 @@ from app.training.distributed import World
 from app.training.draws import DRAWERS, draw, drawn
 from tests.unit.training.helpers import make_pools, recipe
 
+SECONDS = 30
 BESIDE_A_GPU = torch.device("cuda")
 """Only told apart from the CPU: nothing is moved to it."""
 
@@ -38,7 +39,10 @@ def test_no_more_are_drawn_than_the_threads_have_to_do():
 
     batches = drawn(job(BESIDE_A_GPU, train=Counting()), 0)
     next(batches)
-    time.sleep(0.5)  # for all that were asked for to be drawn
+    end = time.monotonic() + SECONDS
+    while len(asked) < DRAWERS + 1 and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.2)  # for one more to be drawn, were it asked for
     assert len(asked) == DRAWERS + 1 < recipe().iterations
     batches.close()
 
