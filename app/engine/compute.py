@@ -19,7 +19,6 @@ from app.engine.phi import Contents, Layout, Phi
 from app.engine.requests import Answers, Floats, SupportSet
 from app.engine.shapes import padded, padded_rows, sharing_of
 from app.errors import RegistryError
-from app.learning import heads
 from app.learning.calibration import (
     class_means,
     outlier_probability,
@@ -290,7 +289,8 @@ class Computer:
     def _answer_one(self, held: Contents, classes: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities (Q, N) and how probable it is that a query is of no class, (Q,)."""
         features = self.learner.features(held.parameters, inputs)
-        logits = heads.logits(held.parameters, features).masked_fill(~classes, float("-inf"))
+        outputs = self.learner.head.apply(held.parameters, features, classes)
+        logits = outputs.masked_fill(~classes, float("-inf"))
         if self.calibration is None:
             return logits.softmax(-1), torch.zeros_like(logits[:, 0])
         by_size, by_distance = self.calibration

@@ -1,9 +1,8 @@
 """Which tasks share one computation, and what they are padded to.
 
 Shapes are few, so that all can be warmed before the first request. A CPU computes each task alone,
-as it is, without padding, several of them at the same time: in one computation with others its
-probabilities differ by up to 4.5e-5, and it is no faster for certain; `benchmarks/README.md` has
-the measurements.
+as it is, without padding, several of them at the same time: in one computation with others it is
+not done sooner for certain; `benchmarks/README.md` has the measurements.
 """
 
 from collections.abc import Iterator, Sequence

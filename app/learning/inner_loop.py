@@ -3,8 +3,8 @@
     φ_0 = θ,   φ_{k+1} = φ_k - α_k ∇ L(φ_k; support)       (Finn, Abbeel & Levine 2017, Eq. 1)
 
 It is a pure function. It can be differentiated to second order, and `torch.func.vmap` over support
-sets makes it one batched computation for many tasks; θ is shared, so the first forward pass then
-runs all tasks' examples through one set of weights.
+sets makes it one batched computation for many tasks; θ is shared, so the network's first forward
+pass then runs all tasks' examples through one set of weights.
 
 The gradient is taken in two parts, of the loss for the head and the features, and on from the
 features to the network: features are computed again only once the network has moved.
@@ -18,7 +18,7 @@ import torch
 import torch.func
 from torch import Tensor
 
-from app.learning.heads import Params, logits
+from app.learning.heads import Params
 from app.learning.learner import HEAD, NETWORK, Learner
 from app.learning.tasks import Examples
 from app.learning.vjp import Vjp
@@ -113,7 +113,8 @@ def adapt(
     """Takes the inner steps to their end; arguments as in `descend`."""
     phis, losses = descend(learner, theta, support, classes, alpha, steps, vjp=vjp)
     features = learner.features(phis[-1], support.inputs)
-    final = learner.head.loss(logits(phis[-1], features), support, classes)
+    outputs = learner.head.apply(phis[-1], features, classes)
+    final = learner.head.loss(outputs, support, classes)
     return Adaptation(phis[-1], torch.stack([*losses, final]), features)
 
 

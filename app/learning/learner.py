@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from app.learning import heads
 from app.learning.heads import Head, Params
 from app.learning.normalisation import BatchStatisticsNorm
 from app.learning.refused import refuse_modules
@@ -116,8 +115,9 @@ class Learner:
         return features
 
     def logits(self, phi: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """Outputs of the head (M, N) for inputs (M, *input_shape), of classes their logits."""
-        return heads.logits(phi, self.features(phi, inputs))
+        """Outputs (M, N) for inputs (M, *input_shape), by a φ whose N rows are all classes'."""
+        classes = torch.ones(len(phi["head.weight"]), dtype=torch.bool, device=inputs.device)
+        return self.head.apply(phi, self.features(phi, inputs), classes)
 
     def inner_loss(
         self, head: Mapping[str, Tensor], features: Tensor, *, examples: Examples, classes: Tensor
@@ -130,7 +130,7 @@ class Learner:
             examples: what the loss is of.
             classes: (N,) bool, which of the N classes exist.
         """
-        outputs = heads.logits(head, features)
+        outputs = self.head.apply(head, features, classes)
         if self.temperature == 1:
             loss = self.head.loss(outputs, examples, classes)
             return loss, loss

@@ -23,7 +23,7 @@ def outcome(
     learner: Learner, phi: Mapping[str, Tensor], query: Examples, classes: Tensor
 ) -> Outcome:
     """Loss and score of φ on a query set."""
-    outputs = learner.logits(phi, query.inputs)
+    outputs = learner.head.apply(phi, learner.features(phi, query.inputs), classes)
     return Outcome(
         learner.head.loss(outputs, query, classes), learner.head.score(outputs, query, classes)
     )

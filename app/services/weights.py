@@ -24,7 +24,8 @@ HOW_TO_RUN = (
     "package.module:factory, makes of the shape in `input` and its other entries. Where `input` "
     "has a mean and a scale, a number for each place of the first axis, the network is given "
     "(input - mean) / scale. Probabilities: softmax((head.weight @ features + head.bias) / "
-    "temperature), by `labels`."
+    "temperature), by `labels`; in float32 first subtract the mean of its rows from head.weight, "
+    "which changes no probability but by rounding."
 )
 
 

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from app.data.pools import Pool, TaskShape
-from app.learning import heads
 from app.learning.calibration import BINS, temperature
 from app.learning.heads import FixedHead
 from app.learning.inner_loop import adapt
@@ -147,7 +146,7 @@ def _answered(model: LoadedModel, task: Task) -> Shown:
             model.alpha,
             model.card.steps,
         )
-        logits = heads.logits(phi, model.learner.features(phi, task.query.inputs))
+        logits = model.learner.logits(phi, task.query.inputs)
     if model.card.calibration is not None:
         size = torch.tensor([len(task.classes), SHOTS]).log()
         logits = logits / temperature(model.card.calibration.temperature, size)

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from app.data.pools import Pool, TaskShape
 from app.errors import Diverged
-from app.learning import heads
 from app.learning.calibration import (
     area_under_roc,
     class_means,
@@ -183,7 +182,8 @@ def _answer(
         queries = learner.features(phi, task.query.inputs)
         size = task_size(membership(support, ways).sum(0), classes)
         terms = outlier_terms(queries, class_means(features, support, ways), classes, size)
-        return heads.logits(phi, queries[: ways * shape.queries]), terms, size
+        known = queries[: ways * shape.queries]
+        return learner.head.apply(phi, known, classes), terms, size
 
     numbers = 2 * ways * (shots + shape.queries) * math.prod(pool.input_shape)
     at_once = max(1, COMPUTED_AT_ONCE_NUMBERS["cpu"] // numbers)

@@ -106,7 +106,7 @@ def test_renaming_and_reordering_labels_permutes_the_answers(client, drawing):
         {renamed[label]: value for label, value in answer.items()}
         for answer in probabilities(first["predictions"])
     ]
-    assert furthest(expected, probabilities(second["predictions"])) <= 1e-4
+    assert furthest(expected, probabilities(second["predictions"])) <= TOLERANCE
 
 
 @pytest.mark.parametrize("shots", [[1, 1], [1, 2, 4], [1] * 19 + [3], [1] * 48 + [2, 5]])

@@ -50,7 +50,7 @@ def same(expected, actual) -> bool:
         pairs = zip(expected, actual, strict=True)
         return len(expected) == len(actual) and all(same(one, other) for one, other in pairs)
     if isinstance(expected, float):
-        return actual == pytest.approx(expected, abs=1e-3)
+        return actual == pytest.approx(expected, abs=1e-5)
     return expected == actual
 
 

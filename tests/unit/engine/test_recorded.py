@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from app.engine import Engine
+from app.engine.requests import SupportSet
 from app.engine.shapes import ON_CPU, sharing_of
 from app.recordings import CannotRecord, Recordings
 from app.settings import Settings
@@ -56,6 +57,21 @@ def test_sessions_of_more_classes_than_new_ones_may_have_are_answered(running, m
         want = rows_of(plain(models[CONV], wide))
         np.testing.assert_allclose(future.result(SECONDS).probabilities, want, **SAME)
     assert engine.stats()["batch_failures_total"] == 0
+
+
+@pytest.mark.parametrize("sharing", [PADDED])
+def test_what_another_sessions_weights_left_in_a_slot_is_in_no_answer(running, models):
+    engine = running(max_support=16, max_classes=8)
+    wide, narrow = problem(1, [1] * 8, model=DEEP), problem(2, [1, 1], model=DEEP)
+    want = rows_of(plain(models[DEEP], narrow))
+    answer(engine, "narrow", narrow)
+    huge = SupportSet(wide.support.inputs * 1e30, wide.support.labels, wide.support.ways)
+    overflown = answer(engine, "huge", replace(wide, support=huge))
+    assert not np.isfinite(rows_of(overflown)).any()
+
+    later = engine.predict(DEEP, "narrow", narrow.query).result(SECONDS)
+
+    np.testing.assert_allclose(later.probabilities, want, **SAME)
 
 
 @pytest.mark.parametrize("sharing", [PADDED])
