@@ -77,12 +77,12 @@ def prepare_image(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
         (C, H, W) uint8.
     """
     channels, height, width = spec.shape
-    opaque = _opaque(_upright(image)).convert(MODES[channels])
+    opaque = _opaque(_upright(image))
+    if opaque.mode != MODES[channels]:
+        opaque = opaque.convert(MODES[channels])
     scale = min(width / opaque.width, height / opaque.height)
-    fitted = opaque.resize(
-        (max(1, round(opaque.width * scale)), max(1, round(opaque.height * scale))),
-        Image.Resampling.BILINEAR,
-    )
+    size = max(1, round(opaque.width * scale)), max(1, round(opaque.height * scale))
+    fitted = opaque if size == opaque.size else opaque.resize(size, Image.Resampling.BILINEAR)
     pixels = np.asarray(fitted).reshape(fitted.height, fitted.width, channels)
     if fitted.size != (width, height):
         ground = WHITE if spec.dark_on_light else _border_median(opaque)

@@ -87,6 +87,18 @@ class Database:
         with _begin(self._engines.reading) as connection:
             yield connection
 
+    @contextmanager
+    def single(self) -> Iterator[Connection]:
+        """Hold a connection for one statement that reads, which needs no transaction.
+
+        Nothing stops a statement that writes, and nothing would undo it.
+
+        Raises:
+            DatabaseUnavailable: the connection could not be had or was lost.
+        """
+        with _begin(self._engines.single) as connection:
+            yield connection
+
     def ping(self) -> None:
         """Read from a table, so that success means that requests can be served.
 
@@ -95,8 +107,8 @@ class Database:
         """
         self._check_file()
         try:
-            with self.reading() as connection:
-                connection.execute(select(exists().select_from(sessions)))
+            with self.single() as connection:
+                connection.scalar(select(exists().select_from(sessions)))
         except exc.ProgrammingError as error:
             raise DatabaseUnavailable("The database has no tables yet: migrate it.") from error
 

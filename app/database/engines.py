@@ -1,7 +1,9 @@
 """From a database URL to SQLAlchemy engines that begin transactions the right way.
 
-Each database gets two views of one connection pool: one for writing, one for reading. A reading
-transaction sees one snapshot from its first statement to its last, and cannot write.
+Each database gets three views of one connection pool: for writing, for reading, and for a single
+statement that reads. A reading transaction sees one snapshot from its first statement to its last,
+and cannot write. A single statement is a snapshot by itself, and needs no BEGIN before it and no
+COMMIT after it.
 
 SQLite: a writing transaction takes the write lock when it begins. One that first reads and then
 writes would otherwise fail with 'database is locked' where another wrote in between, and no waiting
@@ -24,16 +26,19 @@ POOL_WAIT_SECONDS = 10.0
 _POSTGRESQL = {"postgres", "postgresql", "postgresql+psycopg"}
 _SQLITE = {"sqlite", "sqlite+pysqlite"}
 
+_BEGIN_WRITING = ("PRAGMA query_only = OFF", "BEGIN IMMEDIATE")
+
 # libpq's own names. What the URL says of these wins.
 _POSTGRESQL_TIMEOUTS = {"connect_timeout": "5", "tcp_user_timeout": "15000"}
 
 
 @dataclass(frozen=True)
 class Engines:
-    """Two views of one pool. `file` is SQLite's, None on PostgreSQL."""
+    """Three views of one pool. `file` is SQLite's, None on PostgreSQL."""
 
     writing: Engine
     reading: Engine
+    single: Engine
     file: Path | None
 
 
@@ -71,7 +76,8 @@ def _postgresql(url: URL, pool_size: int) -> Engines:
         hide_parameters=True,
     )
     reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-    return Engines(engine, reading, file=None)
+    single = engine.execution_options(isolation_level="AUTOCOMMIT")
+    return Engines(engine, reading, single, file=None)
 
 
 def _sqlite(url: URL, pool_size: int) -> Engines:
@@ -90,8 +96,9 @@ def _sqlite(url: URL, pool_size: int) -> Engines:
     )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
-    reading = engine.execution_options(sqlite_reading=True)
-    return Engines(engine, reading, file=Path(path).absolute())
+    reading = engine.execution_options(sqlite_begin=("PRAGMA query_only = ON", "BEGIN"))
+    single = engine.execution_options(sqlite_begin=())
+    return Engines(engine, reading, single, file=Path(path).absolute())
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
@@ -119,7 +126,8 @@ def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    reading = connection.get_execution_options().get("sqlite_reading", False)
-    with closing(connection.connection.cursor()) as cursor:
-        cursor.execute(f"PRAGMA query_only = {'ON' if reading else 'OFF'}")
-        cursor.execute("BEGIN" if reading else "BEGIN IMMEDIATE")
+    statements = connection.get_execution_options().get("sqlite_begin", _BEGIN_WRITING)
+    if statements:
+        with closing(connection.connection.cursor()) as cursor:
+            for statement in statements:
+                cursor.execute(statement)

@@ -14,7 +14,7 @@ class KeyTaken(Exception):
 
 
 class IdempotencyRepository:
-    """The idempotency keys, inside one transaction of `Database`."""
+    """The idempotency keys, on a connection of `Database`; what writes needs a transaction."""
 
     def __init__(self, connection: Connection):
         self._connection = connection

@@ -25,7 +25,7 @@ _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class SessionRepository:
-    """The sessions, inside one transaction of `Database`."""
+    """The sessions, on a connection of `Database`; what writes needs a transaction."""
 
     def __init__(self, connection: Connection):
         self._connection = connection

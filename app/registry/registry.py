@@ -1,8 +1,10 @@
 """Where models lie on disk: `<root>/<name>/<version>/{theta.safetensors,card.json}`."""
 
+import errno
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from app.registry.card import NAME_PATTERN, Card, InputSpec
 
 THETA = "theta.safetensors"
 CARD = "card.json"
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
 @dataclass(frozen=True)
@@ -137,17 +140,24 @@ class Registry:
             ModelNotFound: no such name or version.
             RegistryError: the card is broken.
         """
+        missing = ModelNotFound(f"There is no version {version} of a model {name!r}.")
+        if not re.match(NAME_PATTERN, name) or version < 1:
+            raise missing
         path = self.folder(name, version) / CARD
         try:
-            if not re.match(NAME_PATTERN, name) or version < 1 or not path.is_file():
-                raise ModelNotFound(f"There is no version {version} of a model {name!r}.")
             found = path.stat()
+            if not stat.S_ISREG(found.st_mode):
+                raise missing
             same = (found.st_mtime_ns, found.st_size, found.st_ino)
             known = self._cards.get(path)
             if known is not None and known[0] == same:
                 return known[1]
             card = Card.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                raise missing from None
+            raise RegistryError(f"{path} cannot be read: {error}") from error
+        except ValidationError as error:
             raise RegistryError(f"{path} is no valid card: {error}") from error
         if (card.name, card.version) != (name, version):
             raise RegistryError(f"{path} is the card of {card.name} {card.version}")

@@ -91,7 +91,7 @@ def view(record: SessionRecord, predictions: list[Prediction] | None = None) -> 
 
 
 class SessionStore:
-    """Each method is one transaction."""
+    """Each method is one transaction, or the one statement that it needs."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class SessionStore:
             SessionExpired: its time is over.
             ModelVersionGone: the θ that it is pinned to is no longer in the registry.
         """
-        with self._database.reading() as connection:
+        with self._database.single() as connection:
             record = SessionRepository(connection).get(owner, session_id)
         return self._living(record, session_id)
 
@@ -153,7 +153,7 @@ class SessionStore:
             raise InvalidInput([Issue("/after", "is not the id of a session")])
         if model is not None and not re.fullmatch(NAME_PATTERN, model):
             return Page([], has_more=False)
-        with self._database.reading() as connection:
+        with self._database.single() as connection:
             records, has_more = SessionRepository(connection).page(
                 owner, limit, after, model, self._now()
             )
@@ -225,7 +225,7 @@ class SessionStore:
             IdempotencyConflict: the key belongs to another request.
         """
         forgotten = self._now() - self._idempotency
-        with self._database.reading() as connection:
+        with self._database.single() as connection:
             record = IdempotencyRepository(connection).get(owner, once.key)
         if record is None:
             return None

@@ -111,6 +111,37 @@ class TestTransactions:
             add_and(database, make_session(), then=lambda connection: None)
             assert find(database, make_session()) == make_session()
 
+    def test_a_single_statement_sees_what_is_committed_by_then(
+        self, database, make_session, make_revision
+    ):
+        record = make_session()
+        add_and(database, record, then=lambda connection: None)
+        with database.single() as connection:
+            repository = SessionRepository(connection)
+            assert repository.get("ann", record.id) == record
+            with database.transaction() as other:
+                assert SessionRepository(other).append_revision(record.id, 1, make_revision())
+            assert repository.get("ann", record.id).revision == 2
+
+    def test_a_connection_serves_single_statements_and_transactions_in_turn(
+        self, database_url, make_session
+    ):
+        record = make_session()
+        with closing(Database(database_url, pool_size=1)) as database:
+            database.migrate()
+            for number in range(1, 4):
+                with database.single() as connection:
+                    assert SessionRepository(connection).get("ann", make_session(number).id) is None
+                add_and(database, make_session(number), then=lambda connection: None)
+                with pytest.raises(KeyError):  # rolled back, not committed statement by statement
+                    add_and(database, make_session(number + 3), then=lambda connection: {}["no"])
+                with database.single() as connection:
+                    repository = SessionRepository(connection)
+                    assert repository.get("ann", make_session(number).id) == make_session(number)
+                    assert repository.get("ann", make_session(number + 3).id) is None
+                with database.reading() as connection:
+                    assert SessionRepository(connection).support(record.id) == [b"first"]
+
     def test_threads_that_read_and_then_write_never_fail_on_a_lock(
         self, database, make_session, make_revision
     ):
@@ -212,6 +243,12 @@ class TestPostgresql:
             add_and(postgresql_database, make_session(), lose)
         assert find(postgresql_database, make_session()) is None
 
+    def test_a_connection_lost_in_a_single_statement_is_unavailable(self, postgresql_database):
+        lost = text("SELECT pg_terminate_backend(pg_backend_pid())")
+        with pytest.raises(DatabaseUnavailable), postgresql_database.single() as connection:
+            connection.execute(lost)
+        postgresql_database.ping()
+
     def test_a_connection_lost_while_idle_goes_unnoticed(self, postgresql_database):
         own = text("SELECT pg_backend_pid()")
         with postgresql_database.transaction() as one, postgresql_database.transaction() as two:
@@ -246,10 +283,11 @@ def test_a_pool_that_stays_empty_is_unavailable(database_url, monkeypatch):
     monkeypatch.setattr(engines, "POOL_WAIT_SECONDS", 0.05)
     with closing(Database(database_url, pool_size=1)) as database:
         database.migrate()
-        with (
-            database.reading(),
-            pytest.raises(DatabaseUnavailable, match="in use"),
-            database.reading(),
-        ):
-            pass
+        for ask in (database.reading, database.single):
+            with (
+                database.reading(),
+                pytest.raises(DatabaseUnavailable, match="in use"),
+                ask(),
+            ):
+                pass
         database.ping()

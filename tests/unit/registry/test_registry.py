@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,21 @@ def test_a_folder_without_a_card_is_no_version(registry):
     assert registry.latest("omniglot").version == 1
     with pytest.raises(ModelNotFound):
         registry.load("omniglot", 2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path), lambda path: path.symlink_to("no")],
+    ids=["folder", "pipe", "loop", "dangling"],
+)
+def test_what_is_no_file_is_no_card(registry, make):
+    registry.save(*model("omniglot", 1))
+    odd = registry.root / "omniglot" / "2"
+    odd.mkdir()
+    make(odd / "card.json")
+    assert registry.versions("omniglot") == [1]
+    with pytest.raises(ModelNotFound):
+        registry.card("omniglot", 2)
 
 
 @pytest.mark.parametrize("folder", ["0", "01", "-1", "1.0", "v1", "latest", "1234567890"])
