@@ -15,6 +15,7 @@ from app.api.metrics import Metrics
 from app.api.middleware import Observer
 from app.api.openapi import DocumentedAPI, description
 from app.api.resources import Resources, State
+from app.engine import FIGURES
 from app.errors import DatabaseUnavailable
 from app.settings import Settings
 
@@ -37,8 +38,12 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         parts = Resources.build(settings) if resources is None else resources
         lifecycle = Lifecycle()
-        figures.watch("innerloop_http", lambda: {"requests_in_flight": lifecycle.in_flight})
-        figures.watch("innerloop_engine", parts.engine.stats)
+        figures.watch(
+            "innerloop_http",
+            lambda: {"requests_in_flight": lifecycle.in_flight},
+            {"requests_in_flight": "Requests that are not answered yet."},
+        )
+        figures.watch("innerloop_engine", parts.engine.stats, FIGURES)
         parts.engine.start()
         upkeep = asyncio.create_task(_keep_up(parts, lifecycle))
         try:

@@ -53,9 +53,14 @@ class Metrics:
         self._requests.labels(*labels).inc()
         self._seconds.labels(*labels).observe(seconds)
 
-    def watch(self, prefix: str, figures: Callable[[], Mapping[str, float]]) -> None:
-        """Add figures that are read whenever Prometheus asks, each named `prefix_<figure>`."""
-        self._registry.register(_Figures(prefix, figures))
+    def watch(
+        self, prefix: str, figures: Callable[[], Mapping[str, float]], words: Mapping[str, str]
+    ) -> None:
+        """Add figures that are read whenever Prometheus asks, each named `prefix_<figure>`.
+
+        `words` say of every figure what it is.
+        """
+        self._registry.register(_Figures(prefix, figures, words))
 
     def text(self) -> bytes:
         """All figures in Prometheus' text format."""
@@ -63,16 +68,18 @@ class Metrics:
 
 
 class _Figures(Collector):
-    def __init__(self, prefix: str, figures: Callable[[], Mapping[str, float]]):
+    def __init__(
+        self, prefix: str, figures: Callable[[], Mapping[str, float]], words: Mapping[str, str]
+    ):
         self._prefix = prefix
         self._figures = figures
+        self._words = words
 
     def collect(self) -> Iterator[Metric]:
         for name, value in self._figures().items():
             # Prometheus' own ending tells what only ever grows.
             family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            words = name.removesuffix("_total").replace("_", " ").capitalize()
-            yield family(f"{self._prefix}_{name}", f"{words}.", value)
+            yield family(f"{self._prefix}_{name}", self._words[name], value)
 
 
 class MetricsResponse(Response):

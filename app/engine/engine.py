@@ -28,6 +28,23 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+FIGURES = {
+    "lanes": "Batches that the device computes at the same time, at most.",
+    "queue_length": "Requests that wait for the device.",
+    "batches_total": "Batches that the device began.",
+    "batched_requests_total": "Requests in the batches that the device began.",
+    "batch_failures_total": "Batches that failed, those of a single request too.",
+    "busy_seconds_total": "Seconds that lanes computed, in all; each lane can add one a second.",
+    "phi_cache_sessions": "Adapted weights in the cache.",
+    "phi_cache_bytes": "Bytes of the adapted weights in the cache.",
+    "phi_cache_hits_total": "Requests that found their adapted weights in the cache.",
+    "phi_cache_misses_total": "Requests that did not find their adapted weights in the cache.",
+    "phi_cache_evictions_total": "Adapted weights that had to make room for others.",
+    "phi_cache_rebuilds_total": "Adapted weights that were made anew after a miss.",
+    "phi_cache_rebuild_seconds_total": "Seconds from a miss until the new weights were cached.",
+}
+"""What `Engine.stats` tells, in words."""
+
 
 class Engine:
     """Adapts θ to support sets and answers queries with the adapted φ.
@@ -190,10 +207,7 @@ class Engine:
         self._cache.drop(phi_key)
 
     def stats(self) -> dict[str, float]:
-        """Counters since the start, and gauges: queue, batches, failures, the φ cache.
-
-        All lanes together can be busy for `lanes` seconds a second.
-        """
+        """Counters since the start, and gauges; `FIGURES` says what each is."""
         counts = [lane.counts for lane in self._lanes]
         return {
             "lanes": len(self._lanes),

@@ -2,6 +2,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.api.metrics import Metrics
+from app.engine import FIGURES
 
 
 def samples(client) -> dict[tuple, float]:
@@ -57,6 +58,14 @@ def test_the_engine_and_the_process_are_measured_too(client):
     assert found[("innerloop_engine_batches_total",)] == 7
     assert found[("innerloop_http_requests_in_flight",)] == 0
     assert found[("process_open_fds",)] > 0
+
+
+def test_every_figure_says_in_words_what_it_is(client):
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    words = {family.name: family.documentation for family in families}
+    assert words["innerloop_engine_queue_length"] == FIGURES["queue_length"]
+    assert words["innerloop_engine_batches"] == FIGURES["batches_total"]
+    assert words["innerloop_http_requests_in_flight"] == "Requests that are not answered yet."
 
 
 def test_two_servers_in_one_process_share_no_figures():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.engine import Engine, ModelKey, PhiMissing, SupportSet
+from app.engine import FIGURES, Engine, ModelKey, PhiMissing, SupportSet
 from app.engine.phi import Layout
 from app.engine.shapes import ON_CPU
 from app.errors import NotReady
@@ -327,6 +327,7 @@ def test_the_engine_serves_what_the_registry_holds_and_no_other(engine):
 def test_the_counters_count(running):
     engine = running()
     zero = engine.stats()
+    assert zero.keys() == FIGURES.keys()
     assert zero.pop("lanes") >= 1
     assert set(zero.values()) == {0}, "warming up is not work"
     work = problem(32, [1, 1])
