@@ -1,4 +1,8 @@
-"""From the end of a run to a version in the registry: its confidence, its figures, its card."""
+"""From the end of a run to a version in the registry: its confidence, its figures, its card.
+
+What was measured is kept in the run's folder, one figure after the other, so that a run that is
+stopped while it measures goes on with the next.
+"""
 
 import hashlib
 import platform
@@ -6,14 +10,27 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 import torch
+from pydantic import BaseModel, ValidationError
 
+from app.errors import CheckpointError
+from app.files import write_atomically
 from app.learning.heads import LinearHead
 from app.learning.networks import network_arguments
-from app.registry.card import Card
+from app.registry.card import AccuracyFigure, Calibration, Card, ErrorFigure
 from app.registry.registry import encode_theta
 from app.training.figures import calibrated, measure_figure
-from app.training.run import TEST_STREAM, Job
+from app.training.recipe import Measure
+from app.training.run import MEASURED, TEST_STREAM, Job
 from app.training.state import State
+
+
+class _Measured(BaseModel):
+    """What has been measured of a θ: how confident it may be, and figures of the recipe."""
+
+    of: str
+    """SHA-256 of the run's identity, θ and α: what was measured of others does not count."""
+    calibration: Calibration | None
+    figures: tuple[tuple[Measure, AccuracyFigure | ErrorFigure], ...] = ()
 
 
 def publish(job: Job, state: State) -> None:
@@ -22,9 +39,16 @@ def publish(job: Job, state: State) -> None:
     job.learner.to_answer(job.device)
     theta = {name: value.detach() for name, value in state.theta.items()}
     alpha = {name: value.detach() for name, value in state.alpha.items()}
-    calibration = calibrated(job.learner, theta, alpha, job.source, recipe, job.reporter)
-    figures = [
-        measure_figure(
+    content = encode_theta(theta, alpha)
+    of = hashlib.sha256(job.identity.encode() + content).hexdigest()
+    measured = _kept(job, of)
+    if measured is None:
+        calibration = calibrated(job.learner, theta, alpha, job.source, recipe, job.reporter)
+        measured = _keep(job, _Measured(of=of, calibration=calibration))
+    for wanted in recipe.figures:
+        if wanted in dict(measured.figures):
+            continue
+        figure = measure_figure(
             job.learner,
             theta,
             alpha,
@@ -33,14 +57,13 @@ def publish(job: Job, state: State) -> None:
             split=recipe.data.split,
             steps=recipe.inner.steps,
             seed=TEST_STREAM,
-            calibration=calibration,
+            calibration=measured.calibration,
             reporter=job.reporter,
         )
-        for wanted in recipe.figures
-    ]
+        figures = (*measured.figures, (wanted, figure))
+        measured = _keep(job, measured.model_copy(update={"figures": figures}))
     stages = recipe.task_stages
     judged_on = recipe.validation  # pre-training draws no tasks
-    content = encode_theta(theta, alpha)
     card = Card(
         name=recipe.name,
         version=recipe.version,
@@ -77,10 +100,29 @@ def publish(job: Job, state: State) -> None:
             "threads": str(torch.get_num_threads()),
             "processes": str(job.world.size),
         },
-        calibration=calibration,
-        figures=tuple(figures),
+        calibration=measured.calibration,
+        figures=tuple(dict(measured.figures)[wanted] for wanted in recipe.figures),
     )
     job.registry.save(card, content)
+
+
+def _kept(job: Job, of: str) -> _Measured | None:
+    """What the run's folder holds of this θ, if anything."""
+    try:
+        measured = _Measured.model_validate_json((job.run_dir / MEASURED).read_bytes())
+    except (OSError, ValidationError):  # the folder is about to be written to
+        return None
+    return measured if measured.of == of else None
+
+
+def _keep(job: Job, measured: _Measured) -> _Measured:
+    """Writes what has been measured by now, and returns it."""
+    path = job.run_dir / MEASURED
+    try:
+        write_atomically(path, measured.model_dump_json(indent=2).encode())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+    return measured
 
 
 def _span(ranges: list[tuple[int, int]]) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from app.training.recipe import Measure, Recipe
 
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
+MEASURED = "measured.json"
 TRAIN_STREAM, VALIDATION_STREAM, TEST_STREAM = 0, 1, 2
 """Second word of the seeds of training, first word of those of validation and figures."""
 

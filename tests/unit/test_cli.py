@@ -117,6 +117,7 @@ def test_training_goes_where_it_is_told(shell):
     assert sorted(path.name for path in Path("my run").iterdir()) == [
         "checkpoint.safetensors",
         "log.jsonl",
+        "measured.json",
     ]
     assert Registry(Path("elsewhere/models")).versions("tiny") == [1]
 

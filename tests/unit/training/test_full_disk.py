@@ -52,6 +52,7 @@ def check_goes_on(folder: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch) -
     assert {path.name for path in (folder / "run").iterdir()} <= {
         "checkpoint.safetensors",
         "log.jsonl",
+        "measured.json",
     }
     run(TINY, folder)
     assert theta(folder) == whole
@@ -105,14 +106,31 @@ def test_going_on_names_the_log_that_cannot_be_cut(tmp_path, disk, whole, monkey
     check_goes_on(tmp_path, whole, monkeypatch)
 
 
-def test_a_version_without_room_is_named_and_can_be_written_later(
+def test_figures_without_room_are_named_and_can_be_written_later(
     tmp_path, disk, whole, monkeypatch
 ):
     recorder = Recorder()
     recorder.measures = lambda *_: disk() if recorder.iterations[-1:] == [7] else None
-    folder = tmp_path / "models" / "tiny" / "1"
-    with pytest.raises(RegistryError, match=rf"{folder} cannot be written: .*No space left"):
+    path = tmp_path / "run" / "measured.json"
+    with pytest.raises(CheckpointError, match=rf"{path} cannot be written: No space left"):
         run(TINY, tmp_path, recorder)
+    assert checkpointed(tmp_path) == 7
+    check_goes_on(tmp_path, whole, monkeypatch)
+
+
+def test_a_version_without_room_is_named_and_can_be_written_later(
+    tmp_path, disk, whole, monkeypatch
+):
+    folder = tmp_path / "models" / "tiny" / "1"
+    save = Registry.save
+
+    def fill_and_save(*arguments) -> Path:
+        disk()
+        return save(*arguments)
+
+    monkeypatch.setattr(Registry, "save", fill_and_save)
+    with pytest.raises(RegistryError, match=rf"{folder} cannot be written: .*No space left"):
+        run(TINY, tmp_path)
     assert Registry(tmp_path / "models").names() == []
     assert list(folder.iterdir()) == []
     assert checkpointed(tmp_path) == 7

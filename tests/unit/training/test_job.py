@@ -15,7 +15,8 @@ from safetensors import safe_open
 from app.data.pools import ClassPool
 from app.errors import CheckpointError, Diverged, RecipeError, RegistryError
 from app.registry import Registry
-from app.training import job
+from app.training import job, publish
+from app.training.recipe import Measure
 from tests.unit.training.helpers import Killed, Recorder, feed, kill, make_pools, recipe, run
 
 
@@ -34,6 +35,14 @@ def checkpointed(folder: Path) -> int:
     """The iteration of a run's checkpoint."""
     with safe_open(folder / "run" / "checkpoint.safetensors", "pt") as file:
         return json.loads(file.metadata()["run"])["iteration"]
+
+
+def stop_measuring(folder: Path, at: Measure) -> None:
+    """A run below a folder that is killed while it measures that figure."""
+    recorder = Recorder()
+    recorder.measures = lambda measure, _: kill() if measure == at else None
+    with pytest.raises(Killed):
+        run(recipe(), folder, recorder)
 
 
 def interrupt() -> None:
@@ -200,19 +209,49 @@ def test_a_run_that_ended_in_a_validation_catches_up_on_it(tmp_path, whole_run, 
     assert theta(tmp_path) == theta(whole_run)
 
 
-def test_a_run_that_ended_while_measuring_the_figures_only_measures_again(tmp_path, whole_run):
-    recorder = Recorder()
-    recorder.measures = lambda measure, _: kill() if measure.ways == 4 else None
-    with pytest.raises(Killed):
-        run(recipe(), tmp_path, recorder)
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_run_that_ended_while_measuring_the_figures_measures_what_is_left(
+    tmp_path, whole_run, monkeypatch, at
+):
+    last = recipe().figures[at]
+    stop_measuring(tmp_path, last)
     assert checkpointed(tmp_path) == 7
     assert not (tmp_path / "models" / "tiny").exists()
-    again = Recorder()
+    monkeypatch.delattr(publish, "calibrated")
+    again, measured = Recorder(), []
+    again.measures = lambda measure, _: measured.append(measure)
     run(recipe(), tmp_path, again)
     assert again.iterations == []
+    assert set(measured) == set(recipe().figures[at:])
     assert theta(tmp_path) == theta(whole_run)
+    cards = [Registry(at / "models").card("tiny", 1) for at in (tmp_path, whole_run)]
+    assert cards[0].figures == cards[1].figures
+    assert cards[0].calibration == cards[1].calibration
+
+
+@pytest.mark.parametrize("harm", [b"", b"{", b'{"of": "another", "calibration": null}'])
+def test_what_was_measured_of_another_theta_or_is_broken_is_measured_again(
+    tmp_path, whole_run, harm
+):
+    stop_measuring(tmp_path, recipe().figures[1])
+    path = tmp_path / "run" / "measured.json"
+    path.write_bytes(harm)
+    run(recipe(), tmp_path)
+    cards = [Registry(at / "models").card("tiny", 1) for at in (tmp_path, whole_run)]
+    assert cards[0].figures == cards[1].figures
+    assert cards[0].calibration == cards[1].calibration
+
+
+def test_a_recipe_whose_figures_changed_meanwhile_has_its_own(tmp_path, whole_run):
+    first, second = recipe().figures
+    stop_measuring(tmp_path, second)
+    changed = recipe().model_copy(update={"figures": [second, first]})
+    again, measured = Recorder(), []
+    again.measures = lambda measure, _: measured.append(measure)
+    run(changed, tmp_path, again)
+    assert set(measured) == {second}
     figures = [Registry(at / "models").card("tiny", 1).figures for at in (tmp_path, whole_run)]
-    assert figures[0] == figures[1]
+    assert figures[0] == figures[1][::-1]
 
 
 def test_a_line_that_was_not_written_to_its_end_is_dropped_from_the_log(tmp_path, whole_run):
