@@ -21,9 +21,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 MODELS = Path(__file__).parents[2] / "models"
-START_SECONDS = 300
 STOP_SECONDS = 60
-WAIT_SECONDS = 120
+WAIT_SECONDS = 300
 POLL_SECONDS = 0.1
 SETTINGS = {
     "INNERLOOP_HOST": "127.0.0.1",
@@ -58,15 +57,15 @@ class Server:
 
     def wait_until(self, probe: str) -> None:
         """Wait until `live` or `ready` answers 200."""
-        give_up = time.monotonic() + START_SECONDS
-        while self.process.poll() is None and time.monotonic() < give_up:
+
+        def answers() -> bool:
+            assert self.process.poll() is None, f"not {probe}: {self.log.read_text()}"
             try:
-                if self.client.get(f"/health/{probe}").status_code == 200:
-                    return
+                return self.client.get(f"/health/{probe}").status_code == 200
             except httpx2.TransportError:
-                pass
-            time.sleep(POLL_SECONDS)
-        raise AssertionError(f"the server did not become {probe}:\n{self.log.read_text()}")
+                return False
+
+        self.wait_for(answers)
 
     def logged(self, **fields: object) -> list[dict]:
         """The log's lines that have these values."""
@@ -77,7 +76,7 @@ class Server:
         """What the condition gives once that is true: much is done only after an answer is out."""
         give_up = time.monotonic() + WAIT_SECONDS
         while not (result := condition()):
-            assert time.monotonic() < give_up, self.log.read_text()
+            assert time.monotonic() < give_up, f"{condition}: {self.log.read_text()}"
             time.sleep(POLL_SECONDS)
         return result
 
