@@ -61,11 +61,13 @@ def test_the_engine_and_the_process_are_measured_too(client):
 
 
 def test_every_figure_says_in_words_what_it_is(client):
+    client.get("/health/live")
     families = text_string_to_metric_families(client.get("/metrics").text)
     words = {family.name: family.documentation for family in families}
     assert words["innerloop_engine_queue_length"] == FIGURES["queue_length"]
     assert words["innerloop_engine_batches"] == FIGURES["batches_total"]
     assert words["innerloop_http_requests_in_flight"] == "Requests that are not answered yet."
+    assert not [name for name in words if name.endswith("_created")]
 
 
 def test_two_servers_in_one_process_share_no_figures():
