@@ -108,10 +108,15 @@ def publish(job: Job, state: State) -> None:
 
 def _kept(job: Job, of: str) -> _Measured | None:
     """What the run's folder holds of this θ, if anything."""
+    path = job.run_dir / MEASURED
     try:
-        measured = _Measured.model_validate_json((job.run_dir / MEASURED).read_bytes())
-    except (OSError, ValidationError):  # the folder is about to be written to
+        measured = _Measured.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
         return None
+    except OSError as error:  # before anything is measured that could not be kept there
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}): delete it to measure anew"
+        ) from error
     return measured if measured.of == of else None
 
 

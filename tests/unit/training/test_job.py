@@ -242,6 +242,15 @@ def test_what_was_measured_of_another_theta_or_is_broken_is_measured_again(
     assert cards[0].calibration == cards[1].calibration
 
 
+def test_measured_figures_that_cannot_be_read_are_named_before_anything_is_measured(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "run" / "measured.json").mkdir(parents=True)
+    monkeypatch.delattr(publish, "calibrated")
+    with pytest.raises(CheckpointError, match=r"measured\.json cannot be read .*: delete it"):
+        run(recipe(), tmp_path)
+
+
 def test_a_recipe_whose_figures_changed_meanwhile_has_its_own(tmp_path, whole_run):
     first, second = recipe().figures
     stop_measuring(tmp_path, second)
