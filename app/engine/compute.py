@@ -15,17 +15,12 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
+from app.engine.answering import Answering
 from app.engine.phi import Contents, Layout, Phi
 from app.engine.requests import Answers, Floats, SupportSet
 from app.engine.shapes import padded, padded_rows, sharing_of
 from app.errors import RegistryError
-from app.learning.calibration import (
-    class_means,
-    outlier_probability,
-    outlier_terms,
-    task_size,
-    temperature,
-)
+from app.learning.calibration import class_means, task_size
 from app.learning.inner_loop import adapt
 from app.learning.losses import membership
 from app.learning.tasks import Examples
@@ -57,14 +52,10 @@ class Computer:
         self.at_once = at_once
         """Most tasks of one computation."""
         self.sharing = sharing_of(device, math.prod(self.card.input.shape))
-        self.theta, self.alpha = model.theta, model.alpha
-        self.calibration: tuple[Tensor, Tensor] | None = None
-        """The weights of the temperature and of the outlier's probability."""
-        if calibration := self.card.calibration:
-            self.calibration = (
-                torch.tensor(calibration.temperature, device=device),
-                torch.tensor(calibration.outlier, device=device),
-            )
+        self.theta = model.theta
+        # Step by step already: to take a step out of each is an operation for every parameter.
+        self.alpha = {name: rates.unbind() for name, rates in model.alpha.items()}
+        self.answering = Answering(self.learner, self.card, device)
         self.layout = Layout(self.learner, self.theta)
         self.rows = self.learner.head.rows(self.most_rows)
         """Rows of the head in a slot."""
@@ -177,8 +168,9 @@ class Computer:
         adapted, losses = self._adapt(*task, steps=steps, vjp=vjp_once)
         rows = len(task[1])
         vector = torch.zeros(self.layout.length(rows), device=self.device)
-        self.layout.write(vector, adapted)
-        return Phi(vector, support.ways, rows), tuple(losses.tolist())
+        held = self.layout.write(vector, adapted)
+        ready = self.answering.ready(held, task[1])
+        return Phi(vector, support.ways, rows, ready), tuple(losses.tolist())
 
     def _together(self, group: Sequence[SupportSet], size: int, steps: int) -> list[PhiAndLoss]:
         """Adapts θ to several support sets as one computation, padded to one size."""
@@ -240,6 +232,7 @@ class Computer:
         """Answers to chunks of queries, as one computation where they can share one."""
         sharing = self.sharing.counts(size, self.at_once)
         answered: Iterable[tuple[Tensor, Tensor]]
+        calibrated = self.card.calibration is not None
         with torch.no_grad():
             if len(group) in sharing and self._fit(phi.ways for _, phi, _ in group):
                 probabilities, outliers = self._answer_together(group, size)
@@ -249,7 +242,7 @@ class Computer:
             return [
                 Answers(
                     probabilities[: len(query), : phi.ways].cpu().numpy().copy(),
-                    outliers[: len(query)].cpu().numpy().copy() if self.calibration else None,
+                    outliers[: len(query)].cpu().numpy().copy() if calibrated else None,
                 )
                 for (_, phi, query), (probabilities, outliers) in zip(group, answered, strict=True)
             ]
@@ -260,9 +253,11 @@ class Computer:
 
     def _answer_alone(self, phi: Phi, query: Floats) -> tuple[Tensor, Tensor]:
         """Answers to the queries of one φ, as they are."""
-        held = self.layout.read(phi.vector, phi.rows)
-        inputs = torch.from_numpy(query).to(self.device)
-        return self._answer_one(held, self._classes([phi], phi.rows)[0], inputs)
+        ready = phi.ready
+        if ready is None or ready.calibration != self.card.calibration:  # fitted anew since then
+            held = self.layout.read(phi.vector, phi.rows)
+            ready = self.answering.ready(held, self._classes([phi], phi.rows)[0])
+        return self.answering.answer(ready, torch.from_numpy(query).to(self.device))
 
     def _answer_together(self, group: Sequence[tuple[int, Phi, Floats]], size: int) -> Any:
         """The same of several, padded to one size; tensors (B, ...)."""
@@ -270,7 +265,10 @@ class Computer:
         def compute(inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             classes, queries = inputs
             held = self.layout.read(self.slots[: len(classes)], classes.shape[-1])
-            return vmap(self._answer_one)(held, classes, queries)
+            return vmap(answer)(held, classes, queries)
+
+        def answer(held: Contents, classes: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+            return self.answering.answer(self.answering.ready(held, classes), inputs)
 
         phis = [phi for _, phi, _ in group]
         padding = np.zeros((len(group), size, *self.card.input.shape), np.float32)
@@ -285,18 +283,6 @@ class Computer:
         """Which of the rows of a head are classes of each φ, (B, rows) bool."""
         ways = torch.tensor([phi.ways for phi in phis], device=self.device)
         return torch.arange(rows, device=self.device) < ways[:, None]
-
-    def _answer_one(self, held: Contents, classes: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities (Q, N) and how probable it is that a query is of no class, (Q,)."""
-        features = self.learner.features(held.parameters, inputs)
-        outputs = self.learner.head.apply(held.parameters, features, classes)
-        logits = outputs.masked_fill(~classes, float("-inf"))
-        if self.calibration is None:
-            return logits.softmax(-1), torch.zeros_like(logits[:, 0])
-        by_size, by_distance = self.calibration
-        probabilities = (logits / temperature(by_size, held.size)).softmax(-1)
-        terms = outlier_terms(features, held.means, classes, held.size)
-        return probabilities, outlier_probability(by_distance, terms)
 
 
 def computers_of(

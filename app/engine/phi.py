@@ -8,26 +8,10 @@ from torch import Tensor
 
 from app.learning.heads import Params
 from app.learning.learner import NETWORK, Learner
+from app.registry.card import Calibration
 
 ALIGNED = 16
 """Parameters begin at multiples of so many numbers, as torch's own tensors do."""
-
-
-@dataclass(frozen=True)
-class Phi:
-    """φ of one session: a vector as `Layout` reads it, with `rows` rows of the head.
-
-    A head of fixed width has more rows than the first `ways`.
-    """
-
-    vector: Tensor
-    ways: int
-    rows: int
-
-    @property
-    def bytes(self) -> int:
-        """Size on the device."""
-        return self.vector.numel() * self.vector.element_size()
 
 
 class Contents(NamedTuple):
@@ -40,6 +24,48 @@ class Contents(NamedTuple):
     parameters: Params
     means: Tensor
     size: Tensor
+
+
+class Ready(NamedTuple):
+    """φ as queries need it.
+
+    `weight` (rows, D) and `bias` (rows,) give logits that are divided by the temperature already,
+    and -∞ for a row that is no class. `classes` (rows,) bool says which are; `parameters`, `means`
+    and `size` are those of `Contents`, and views where they are.
+    """
+
+    parameters: Params
+    weight: Tensor
+    bias: Tensor
+    means: Tensor
+    size: Tensor
+    classes: Tensor
+    calibration: Calibration | None
+    """By which the temperature is."""
+
+    @property
+    def bytes(self) -> int:
+        """Size on the device, beyond what it is a view of."""
+        return self.weight.nbytes + self.bias.nbytes + self.classes.nbytes
+
+
+@dataclass(frozen=True)
+class Phi:
+    """φ of one session: a vector as `Layout` reads it, with `rows` rows of the head.
+
+    A head of fixed width has more rows than the first `ways`. `ready` is there where φ is to answer
+    alone, and need not be made so for every query.
+    """
+
+    vector: Tensor
+    ways: int
+    rows: int
+    ready: Ready | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size on the device."""
+        return self.vector.nbytes + (0 if self.ready is None else self.ready.bytes)
 
 
 class Layout:
@@ -71,13 +97,18 @@ class Layout:
         """Numbers of a vector with so many rows."""
         return self._head + rows * self._row
 
-    def write(self, vectors: Tensor, contents: Contents) -> None:
-        """Writes contents with leading dimensions (...) to vectors (..., at least their length)."""
+    def write(self, vectors: Tensor, contents: Contents) -> Contents:
+        """Writes contents with leading dimensions (...) to vectors (..., at least their length).
+
+        Returns:
+            The contents of the vectors, as `read` does.
+        """
         into = self.read(vectors, rows=contents.means.shape[-2])
         for name, place in into.parameters.items():
             place.copy_(contents.parameters[name])
         into.means.copy_(contents.means)
         into.size.copy_(contents.size)
+        return into
 
     def read(self, vectors: Tensor, rows: int) -> Contents:
         """The contents of vectors (..., at least the length of so many rows), as views of them."""

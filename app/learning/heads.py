@@ -32,12 +32,15 @@ class Head(Protocol):
     def rate_factor(self, classes: Tensor) -> Tensor | float:
         """What α of the head's parameters is multiplied by, for a task with `classes` (N,)."""
 
-    def apply(self, phi: Mapping[str, Tensor], features: Tensor, classes: Tensor) -> Tensor:
-        """Outputs (M, N) of features (M, D), of classes their logits.
+    def linear(self, phi: Mapping[str, Tensor], classes: Tensor) -> tuple[Tensor, Tensor]:
+        """The linear function from features to outputs: its rows (N, D) and biases (N,).
 
         Of `classes` (N,) those that do not exist are padding: theirs mean nothing, whatever stands
         in their rows.
         """
+
+    def apply(self, phi: Mapping[str, Tensor], features: Tensor, classes: Tensor) -> Tensor:
+        """Outputs (M, N) of features (M, D), of classes their logits."""
 
     def loss(self, outputs: Tensor, examples: Examples, classes: Tensor) -> Tensor:
         """The loss of outputs (..., M, N), (...)."""
@@ -46,18 +49,34 @@ class Head(Protocol):
         """What a person judges the outputs by, a scalar: accuracy, or the mean squared error."""
 
 
-class _ClassesHead:
-    """What the heads of classification have in common."""
+class _AnyHead:
+    """What all heads have in common."""
+
+    def linear(
+        self,
+        phi: Mapping[str, Tensor],
+        classes: Tensor,  # noqa: ARG002 - every output counts
+    ) -> tuple[Tensor, Tensor]:
+        """The rows and biases of φ, as they are."""
+        return phi["head.weight"], phi["head.bias"]
 
     def apply(self, phi: Mapping[str, Tensor], features: Tensor, classes: Tensor) -> Tensor:
-        """Logits, less what all classes have in common, which no probability depends on.
+        """The linear function of the features."""
+        return F.linear(features, *self.linear(phi, classes))
+
+
+class _ClassesHead(_AnyHead):
+    """What the heads of classification have in common."""
+
+    def linear(self, phi: Mapping[str, Tensor], classes: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows and biases, less what all classes have in common: no probability depends on it.
 
         As long as all rows are near one, that is hundreds of times what tells the classes apart,
         and costs two to three digits of float32: 1e-5 in probability. For the same reason no
         gradient would come back through it.
         """
         weight, bias = phi["head.weight"], phi["head.bias"]
-        return F.linear(features, weight - _mean(weight, classes), bias - _mean(bias, classes))
+        return weight - _mean(weight, classes), bias - _mean(bias, classes)
 
     def loss(self, outputs: Tensor, examples: Examples, classes: Tensor) -> Tensor:
         """Class-balanced cross-entropy."""
@@ -128,7 +147,7 @@ class FixedHead(_ClassesHead):
         return 1.0
 
 
-class LinearHead:
+class LinearHead(_AnyHead):
     """The head of regression: K outputs, a linear function of the features."""
 
     starts_equal = False
@@ -154,15 +173,6 @@ class LinearHead:
     def rate_factor(self, classes: Tensor) -> Tensor | float:  # noqa: ARG002 - K never changes
         """One."""
         return 1.0
-
-    def apply(
-        self,
-        phi: Mapping[str, Tensor],
-        features: Tensor,
-        classes: Tensor,  # noqa: ARG002 - every output counts
-    ) -> Tensor:
-        """The linear function."""
-        return F.linear(features, phi["head.weight"], phi["head.bias"])
 
     def loss(self, outputs: Tensor, examples: Examples, classes: Tensor) -> Tensor:  # noqa: ARG002
         """The mean squared error."""

@@ -23,9 +23,9 @@ from app.learning.learner import HEAD, NETWORK, Learner
 from app.learning.tasks import Examples
 from app.learning.vjp import Vjp
 
-Alpha = float | Mapping[str, Tensor]
+Alpha = float | Mapping[str, Tensor | Sequence[Tensor]]
 """One inner step size for all, or by parameter name the step sizes of T steps: (T,), or (T, *shape)
-with one for every number of the parameter (see `app.learning.learned_rates`).
+with one for every number of the parameter (see `app.learning.learned_rates`), or each of them.
 
 A step beyond T takes the last one. A parameter that has none stays as it is in θ."""
 
@@ -136,6 +136,6 @@ def _features(
 def _rate(alpha: Alpha, name: str, step: int, parameter: Tensor) -> Tensor:
     if isinstance(alpha, Mapping):
         rates = alpha[name]
-        return rates[min(step, rates.shape[0] - 1)]
+        return rates[min(step, len(rates) - 1)]
     # A plain float times N, an integer tensor, would be rounded to the default precision.
     return torch.full((), alpha, dtype=parameter.dtype, device=parameter.device)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from app.engine import FIGURES, Engine, ModelKey, PhiMissing, SupportSet
-from app.engine.phi import Layout
 from app.engine.shapes import ON_CPU
 from app.errors import NotReady
 from app.settings import Settings
@@ -265,10 +264,11 @@ def test_forget_drops_phi_and_nothing_else(engine):
     assert engine.predict(CONV, "kept", work.query).result(SECONDS).probabilities.shape == (6, 2)
 
 
-def test_an_evicted_phi_is_missing_and_adapting_again_gives_the_same(running, models):
+def test_an_evicted_phi_is_missing_and_adapting_again_gives_the_same(running):
     works = [problem(seed, [1, 2, 1]) for seed in (20, 21, 22)]
-    numbers = Layout(models[CONV].learner, models[CONV].theta).length(rows=3)
-    engine = running(phi_cache_bytes=4 * 2 * numbers)  # room for two
+    roomy = running()
+    answer(roomy, "one", works[0])
+    engine = running(phi_cache_bytes=2 * roomy.stats()["phi_cache_bytes"])  # room for two
     first = [rows_of(answer(engine, f"{n}", work)) for n, work in enumerate(works)]
     assert engine.stats()["phi_cache_sessions"] == 2
     assert engine.stats()["phi_cache_evictions_total"] == 1

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from app.engine.phi import ALIGNED, Contents, Layout, Phi
+from app.engine.phi import ALIGNED, Contents, Layout, Phi, Ready
 from app.learning.heads import Params, SharedRowHead
 from app.learning.learner import Learner
 from app.learning.networks import ConvNet
@@ -91,6 +91,18 @@ def test_parameters_begin_where_tensors_of_their_own_would(layout):
     assert {begin % ALIGNED for begin in begins} == {0}
 
 
-def test_bytes_are_those_of_the_vector(layout):
-    vector = torch.zeros(layout.length(2))
+def test_bytes_are_those_of_the_vector_and_of_the_head_that_is_ready(layout):
+    vector, classes = torch.zeros(layout.length(2)), torch.ones(2, dtype=torch.bool)
+    parameters, means, size = layout.read(vector, 2)
+    weight, bias = parameters["head.weight"] + 1, parameters["head.bias"] + 1
+    ready = Ready(parameters, weight, bias, means, size, classes, None)
+    head = 4 * 2 * (weight.shape[1] + 1) + 2
     assert Phi(vector, 2, 2).bytes == 4 * layout.length(2)
+    assert Phi(vector, 2, 2, ready).bytes == 4 * layout.length(2) + head
+
+
+def test_what_is_written_comes_back_as_it_is_read(layout):
+    vector = torch.zeros(layout.length(3))
+    held = layout.write(vector, contents(layout, 3, seed=1))
+    assert_same(held, layout.read(vector, 3))
+    assert held.means.untyped_storage().data_ptr() == vector.untyped_storage().data_ptr()

@@ -18,6 +18,7 @@ from app.errors import NotReady
 from app.registry import Registry
 from app.settings import Settings
 from tests.unit.engine.helpers import (
+    CALIBRATION,
     DEEP,
     SECONDS,
     SHAPES,
@@ -264,6 +265,17 @@ def test_what_is_cached_is_read_alike_by_a_version_that_is_taken_in_again(
     assert engine._computers[DEEP] is not held
     after = engine.predict(DEEP, "kept", work.query).result(SECONDS).probabilities
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-6)
+
+
+def test_what_is_cached_is_answered_by_a_calibration_that_was_fitted_anew(engine, registry):
+    work = problem(4, [2, 1], model=DEEP)
+    assert answer(engine, "kept", work).answers.outlier is None
+    registry.rewrite(registry.card("deep", 2).model_copy(update={"calibration": CALIBRATION}))
+    engine.reload()
+    got = engine.predict(DEEP, "kept", work.query).result(SECONDS)
+    want = plain(registry.load("deep", 2), work).answers
+    np.testing.assert_allclose(got.probabilities, want.probabilities, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(got.outlier, want.outlier, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("sharing", [ON_CPU])
