@@ -18,6 +18,10 @@ from app.errors import EngineFailed
 FAILURES_IN_A_ROW = 3
 """After so many requests in a row that failed in a lane even alone, the device is broken."""
 
+SMALL_WORK = 4
+"""What costs no more, in forward passes of one example, is done as soon on one thread: helpers of
+OpenMP would take a core from the other threads of the service, and keep it while they wait."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -45,7 +49,7 @@ class Lane:
 
     A GPU has one lane. On a CPU several requests are sooner done side by side, each on its share of
     the threads, than one after the other on all of them. A request that finds no other has all of
-    them, to its end.
+    them, to its end, unless it is little work.
 
     Args:
         number: 0 is the one that takes what comes while all rest.
@@ -103,7 +107,9 @@ class Lane:
             return False
         self.batch = batch.entries
         # Were there more helpers of OpenMP than cores, all of them would wait passively.
-        torch.set_num_threads(self._all if self.number == 0 and batch.alone else self._share)
+        small = sum(entry.cost for entry in batch.entries) <= SMALL_WORK
+        lone = self.number == 0 and batch.alone and not small
+        torch.set_num_threads(self._all if lone else self._share)
         if isinstance(batch.entries[0].work, Chore):
             self._do(batch.entries[0])
             return True

@@ -13,6 +13,7 @@ import torch
 
 from app.engine import Engine, ModelKey, PhiMissing, SupportSet
 from app.engine.compute import Computer
+from app.engine.lane import SMALL_WORK
 from app.engine.queue import Batch, WorkQueue
 from app.engine.shapes import ON_CPU, Sharing, sharing_of
 from app.errors import Draining, EngineFailed
@@ -89,18 +90,23 @@ def lanes(queue) -> Iterator[Callable[[int], Future[Batch | None]]]:
         queue.close(Draining("the test is over"))
 
 
+def count_threads(monkeypatch, method: str) -> list[int]:
+    """The numbers of threads that a method of computers was called with from now on, in order."""
+    numbers: list[int] = []
+    original = getattr(Computer, method)
+
+    def counting(*arguments):
+        numbers.append(torch.get_num_threads())
+        return original(*arguments)
+
+    monkeypatch.setattr(Computer, method, counting)
+    return numbers
+
+
 @pytest.fixture
 def counted(monkeypatch) -> list[int]:
     """The numbers of threads that adaptations were computed with, in their order."""
-    numbers: list[int] = []
-    adapt = Computer.adapt
-
-    def counting(computer, supports, steps):
-        numbers.append(torch.get_num_threads())
-        return adapt(computer, supports, steps)
-
-    monkeypatch.setattr(Computer, "adapt", counting)
-    return numbers
+    return count_threads(monkeypatch, "adapt")
 
 
 def check_lanes(engine: Engine, model: LoadedModel, works: Sequence[Problem]) -> None:
@@ -224,6 +230,15 @@ def test_a_lone_request_has_all_threads_and_those_side_by_side_their_share(
     device.gate.set()
     held.result(SECONDS)
     assert counted == [THREADS, THREADS, THREADS // LANES], "who came first was alone"
+
+
+def test_a_lone_request_of_few_queries_has_one_lanes_share(running, monkeypatch):
+    engine, work = running(), problem(1, [1, 2])
+    answer(engine, "kept", work)
+    asked = count_threads(monkeypatch, "predict")
+    for queries in (1, SMALL_WORK, SMALL_WORK + 1):
+        engine.predict(CONV, "kept", work.query[:queries]).result(SECONDS)
+    assert asked == [THREADS // LANES, THREADS // LANES, THREADS]
 
 
 @pytest.mark.usefixtures("slow")
