@@ -5,7 +5,14 @@ Times are aware datetimes in UTC.
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Asked(NamedTuple):
+    """A session by its id, as an owner asks for it."""
+
+    owner: str
+    session_id: str
 
 
 @dataclass(frozen=True)

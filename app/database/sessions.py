@@ -1,6 +1,7 @@
 """Sessions and their revisions."""
 
 import re
+from collections.abc import Iterable
 from datetime import datetime
 
 from sqlalchemy import (
@@ -17,7 +18,7 @@ from sqlalchemy import (
     update,
 )
 
-from app.database.records import RevisionRecord, SessionRecord
+from app.database.records import Asked, RevisionRecord, SessionRecord
 from app.database.tables import revisions, sessions
 
 # PostgreSQL takes no NUL, and neither database takes lone surrogates.
@@ -63,10 +64,19 @@ class SessionRepository:
         Returns:
             None where there is no such session, or it is another owner's.
         """
-        if not _storable(session_id):
-            return None
-        row = self._connection.execute(_ONE, {"id": session_id, "owner": owner}).one_or_none()
-        return None if row is None else _record(row)
+        asked = Asked(owner, session_id)
+        return self.get_all([asked]).get(asked)
+
+    def get_all(self, asked: Iterable[Asked]) -> dict[Asked, SessionRecord]:
+        """Find many sessions, expired or not, by one statement.
+
+        Those that are not there, or another owner's, are left out.
+        """
+        wanted = {each for each in asked if _storable(each.session_id)}
+        rows = self._connection.execute(_SOME, {"ids": list({each.session_id for each in wanted})})
+        records = map(_record, rows)
+        found = {Asked(record.owner, record.id): record for record in records}
+        return {each: found[each] for each in wanted if each in found}
 
     def page(
         self, owner: str, limit: int, after: str | None, model: str | None, now: datetime
@@ -200,9 +210,7 @@ def _at_current_revision(some: FromClause) -> Select[*tuple[object, ...]]:
     )
 
 
-_ONE = _at_current_revision(sessions).where(
-    sessions.c.id == bindparam("id"), sessions.c.owner == bindparam("owner")
-)
+_SOME = _at_current_revision(sessions).where(sessions.c.id.in_(bindparam("ids", expanding=True)))
 """Every request for a session asks this: built once."""
 
 

@@ -13,9 +13,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-import numpy as np
-from numpy.typing import NDArray
-
 from app.database import Database, KeyTaken, SessionRecord, new_session_id
 from app.engine.requests import Adapted, Answers, Floats, ModelKey, PhiMissing, SupportSet
 from app.errors import Contention, Unavailable
@@ -30,6 +27,7 @@ from app.services.checks import (
     check_query,
 )
 from app.services.evaluation import evaluate
+from app.services.lookups import Lookups
 from app.services.models import ServedModels
 from app.services.ports import Engine, Registry
 from app.services.store import SessionStore, StoredSession, phi_key, view
@@ -84,6 +82,7 @@ class SessionService:
         now: Callable[[], datetime] = utc_now,
     ):
         self._store = SessionStore(database, registry, settings, now)
+        self._lookups = Lookups(self._store.find_all)
         self._engine = engine
         self._models = ServedModels(registry, engine)
         self._settings = settings
@@ -119,7 +118,7 @@ class SessionService:
 
     async def get(self, owner: str, session_id: str) -> SessionView:
         """Read a session."""
-        stored = await asyncio.to_thread(self._store.find, owner, session_id)
+        stored = await self._lookups.find(owner, session_id)
         return view(stored.record)
 
     async def list(self, owner: str, limit: int, after: str | None, model: str | None) -> Page:
@@ -148,7 +147,8 @@ class SessionService:
         Raises:
             InvalidInput: with every rule that is broken.
         """
-        stored, inputs = await asyncio.to_thread(self._read_query, owner, session_id, query)
+        stored = await self._lookups.find(owner, session_id)
+        inputs = await asyncio.to_thread(check_query, query, stored.card, self._settings)
         answers = await self._answers(stored, inputs, "/query/{}")
         return Predictions(
             session=stored.record.id,
@@ -187,15 +187,16 @@ class SessionService:
         Raises:
             InvalidInput: with every rule that is broken.
         """
-        stored, inputs, true = await asyncio.to_thread(
-            self._read_evaluation, owner, session_id, examples
+        stored = await self._lookups.find(owner, session_id)
+        inputs, true = await asyncio.to_thread(
+            check_evaluation, examples, stored.record.labels, stored.card, self._settings
         )
         answers = await self._answers(stored, inputs, "/examples/{}/input")
         return evaluate(stored.record.labels, true, answers.probabilities)
 
     async def weights(self, owner: str, session_id: str) -> Weights:
         """Give φ away, as a safetensors file that says how to run it."""
-        stored = await asyncio.to_thread(self._store.find, owner, session_id)
+        stored = await self._lookups.find(owner, session_id)
         phi = await self._phi(stored)
         return Weights(await asyncio.to_thread(weights_file, phi, stored.record, stored.card))
 
@@ -265,7 +266,8 @@ class SessionService:
         support: Sequence[Example],
         idempotency: Idempotency | None,
     ) -> SessionView:
-        inputs = await asyncio.to_thread(self._read_addition, owner, session_id, support)
+        found = await self._lookups.find(owner, session_id)
+        inputs = await asyncio.to_thread(check_addition, support, found.card, self._settings)
         labels = [example.label for example in support]
         for _ in range(APPEND_TRIES):
             stored, growth = await asyncio.to_thread(
@@ -303,23 +305,6 @@ class SessionService:
         draft = check_new(new, card, self._settings)
         labels = [example.label for example in new.support]
         return card, draft, grow([], [], "", draft.support, labels)
-
-    def _read_query(
-        self, owner: str, session_id: str, query: Sequence[Input]
-    ) -> tuple[StoredSession, Floats]:
-        stored = self._store.find(owner, session_id)
-        return stored, check_query(query, stored.card, self._settings)
-
-    def _read_evaluation(
-        self, owner: str, session_id: str, examples: Sequence[Example]
-    ) -> tuple[StoredSession, Floats, NDArray[np.int64]]:
-        stored = self._store.find(owner, session_id)
-        inputs, true = check_evaluation(examples, stored.record.labels, stored.card, self._settings)
-        return stored, inputs, true
-
-    def _read_addition(self, owner: str, session_id: str, support: Sequence[Example]) -> Inputs:
-        stored = self._store.find(owner, session_id)
-        return check_addition(support, stored.card, self._settings)
 
     def _read_support(self, stored: StoredSession) -> SupportSet:
         return support_set(self._store.support(stored), len(stored.record.labels))

@@ -4,7 +4,7 @@ Every method of the store blocks: call it in a worker thread.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from app.database import (
     SESSION_ID_PATTERN,
+    Asked,
     Database,
     IdempotencyRecord,
     IdempotencyRepository,
@@ -113,9 +114,22 @@ class SessionStore:
             SessionExpired: its time is over.
             ModelVersionGone: the θ that it is pinned to is no longer in the registry.
         """
+        (found,) = self.find_all([Asked(owner, session_id)])
+        if isinstance(found, InnerloopError):
+            raise found
+        return found
+
+    def find_all(self, asked: Sequence[Asked]) -> list[StoredSession | InnerloopError]:
+        """Read many sessions by one statement: for each what `find` returns or raises."""
         with self._database.single() as connection:
-            record = SessionRepository(connection).get(owner, session_id)
-        return self._living(record, session_id)
+            records = SessionRepository(connection).get_all(asked)
+        found: list[StoredSession | InnerloopError] = []
+        for each in asked:
+            try:
+                found.append(self._living(records.get(each), each.session_id))
+            except InnerloopError as error:
+                found.append(error)
+        return found
 
     def stands(self, stored: StoredSession) -> bool:
         """Whether a session is still what it was when it was found."""
