@@ -47,6 +47,9 @@ class Learner:
         self.temperature = temperature
         self.standardise = standardise
         self.make = make
+        # To look for parameters that stand in several places takes a while, in every forward pass.
+        named = dict(network.named_parameters(remove_duplicate=False))
+        self._tied = len(named) != len(dict(network.named_parameters()))
 
     @property
     def transductive(self) -> bool:
@@ -111,7 +114,7 @@ class Learner:
         }
         if self.standardise is not None:
             inputs = self.standardise(inputs)
-        features: Tensor = functional_call(self.network, body, (inputs,))
+        features: Tensor = functional_call(self.network, body, (inputs,), tie_weights=self._tied)
         return features
 
     def logits(self, phi: Mapping[str, Tensor], inputs: Tensor) -> Tensor:

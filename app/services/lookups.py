@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from app.database import Asked
 from app.errors import InnerloopError
@@ -10,55 +11,60 @@ from app.services.store import StoredSession
 MOST_AT_ONCE = 100
 """So many sessions one statement finds at most: nobody shall wait for a thousand others."""
 
+Found = StoredSession | InnerloopError
+
+
+class _Caller(NamedTuple):
+    asked: Asked
+    future: "asyncio.Future[StoredSession]"
+
 
 class Lookups:
     """Joins what is asked for while a statement is under way into the next one.
 
-    Who comes alone is served at once. With a statement for every caller the threads that wait for
-    the database would take the interpreter's lock from each other.
+    Who comes alone is served at once. With a statement, and so a thread, for every caller the
+    threads would spend their time on handing the interpreter's lock to each other.
 
     Args:
         find_all: finds the sessions; blocks, so it is called in a worker thread.
     """
 
-    def __init__(
-        self, find_all: Callable[[Sequence[Asked]], Sequence[StoredSession | InnerloopError]]
-    ):
+    def __init__(self, find_all: Callable[[Sequence[Asked]], Sequence[Found]]):
         self._find_all = find_all
-        self._waiting: list[tuple[Asked, asyncio.Future[StoredSession]]] = []
+        self._waiting: list[_Caller] = []
         self._task: asyncio.Task[None] | None = None
 
     async def find(self, owner: str, session_id: str) -> StoredSession:
-        """As `SessionStore.find`: the session as it is once this is called, or later."""
-        future: asyncio.Future[StoredSession] = asyncio.get_running_loop().create_future()
-        self._waiting.append((Asked(owner, session_id), future))
+        """The session as it is when this is called, or later; raises what `find_all` tells."""
+        caller = _Caller(Asked(owner, session_id), asyncio.get_running_loop().create_future())
+        self._waiting.append(caller)
         if self._task is None:
             self._task = asyncio.create_task(self._work())
-        return await future
+        return await caller.future
 
     async def _work(self) -> None:
         try:
             while self._waiting:
-                batch, self._waiting = (
+                callers, self._waiting = (
                     self._waiting[:MOST_AT_ONCE],
                     self._waiting[MOST_AT_ONCE:],
                 )
-                await self._serve(
-                    [each for each in batch if not each[1].done()]
-                )  # others have gone
+                here = [caller for caller in callers if not caller.future.done()]
+                if here:
+                    await self._serve(here)
         finally:
             self._task = None
 
-    async def _serve(self, batch: Sequence[tuple[Asked, "asyncio.Future[StoredSession]"]]) -> None:
+    async def _serve(self, callers: Sequence[_Caller]) -> None:
         found: Sequence[StoredSession | Exception]
         try:
-            found = await asyncio.to_thread(self._find_all, [asked for asked, _ in batch])
+            found = await asyncio.to_thread(self._find_all, [caller.asked for caller in callers])
         except Exception as error:
-            found = [error] * len(batch)
-        for (_, future), each in zip(batch, found, strict=True):
-            if future.done():
+            found = [error] * len(callers)
+        for caller, each in zip(callers, found, strict=True):
+            if caller.future.done():  # the caller has gone
                 continue
             if isinstance(each, Exception):
-                future.set_exception(each)
+                caller.future.set_exception(each)
             else:
-                future.set_result(each)
+                caller.future.set_result(each)

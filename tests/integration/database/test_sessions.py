@@ -7,7 +7,7 @@ from threading import Barrier, Event
 import pytest
 from sqlalchemy import Engine, event
 
-from app.database import SessionRepository
+from app.database import Asked, SessionRepository
 
 
 def add(database, *records, examples=b"first"):
@@ -86,6 +86,21 @@ class TestOneSession:
         record = make_session(expires_at=now - timedelta(days=400))
         add(database, record)
         assert get(database, record.id) == record
+
+    def test_many_come_by_one_statement_each_to_its_owner(self, database, make_session):
+        anns, bobs = make_session(), make_session(2, owner="bob")
+        add(database, anns, bobs)
+        there = {Asked(record.owner, record.id): record for record in (anns, bobs)}
+        others = [
+            Asked("bob", anns.id),
+            Asked("ann", bobs.id),
+            Asked("ann", "ses_none"),
+            Asked("ann", "\0"),
+        ]
+        with statements() as seen, database.single() as connection:
+            found = SessionRepository(connection).get_all([*there, *others, *there])
+        assert found == there
+        assert len(seen) == 1
 
     @pytest.mark.parametrize("session_id", ["", "ses_", "ses_\0", "\ud800", "%", "' OR ''='"])
     def test_an_id_that_is_none_finds_nothing(self, database, make_session, session_id):

@@ -50,6 +50,29 @@ def test_answers_come_from_the_parameters_passed_in_alone():
     torch.testing.assert_close(learner.logits(theta, inputs), expected, rtol=0, atol=1e-12)
 
 
+def one_layer_twice() -> nn.Module:
+    layer = nn.Linear(5, 5)
+    return nn.Sequential(layer, layer)
+
+
+def two_layers_of_one_weight() -> nn.Module:
+    first, second = nn.Linear(5, 5), nn.Linear(5, 5, bias=False)
+    second.weight = first.weight
+    return nn.Sequential(first, second)
+
+
+@pytest.mark.parametrize("make", [one_layer_twice, two_layers_of_one_weight])
+def test_a_parameter_that_stands_in_two_places_is_the_given_one_in_both(make):
+    network = make()
+    biases = 2 if network[1].bias is not None else 1
+    learner = Learner(network, build_head("fixed-2"), 5).twin()
+    theta, inputs = learner.initial(1), torch.rand(4, 5)
+    network.requires_grad_(False)[0].weight.zero_()
+    weight, bias = theta["network.0.weight"], theta["network.0.bias"]
+    expected = (inputs @ weight.T + bias) @ weight.T + (biases - 1) * bias
+    torch.testing.assert_close(learner.features(theta, inputs), expected)
+
+
 @pytest.mark.parametrize(
     ("network", "name"),
     [

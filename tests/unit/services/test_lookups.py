@@ -1,0 +1,156 @@
+"""Many callers who look for sessions at the same time."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from app.database import Asked
+from app.errors import DatabaseUnavailable, SessionNotFound
+from app.services import NewSession, lookups
+from app.services.lookups import Found, Lookups
+from tests.unit.services.common import SUPPORT
+
+pytestmark = pytest.mark.anyio
+
+SECONDS = 20
+
+
+class Statements:
+    """Finds every session as its own name, or what was planned; each statement waits for `gate`."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[Asked]] = []
+        self.began = threading.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.planned: dict[str, Any] = {}
+
+    def __call__(self, asked: Sequence[Asked]) -> Sequence[Found]:
+        self.seen.append(list(asked))
+        self.began.set()
+        assert self.gate.wait(SECONDS)
+        if "all" in self.planned:
+            raise self.planned["all"]
+        return [self.planned.get(each.session_id, tuple(each)) for each in asked]
+
+    async def hold(self, lookups: Lookups, session_id: str) -> asyncio.Task[Any]:
+        """Starts a statement for one session, which waits for the gate."""
+        self.gate.clear()
+        self.began.clear()
+        task = asyncio.create_task(lookups.find("ann", session_id))
+        assert await asyncio.to_thread(self.began.wait, SECONDS)
+        return task
+
+
+@pytest.fixture
+def statements() -> Statements:
+    return Statements()
+
+
+async def begin(lookups: Lookups, *asked: tuple[str, str]) -> list[asyncio.Task[Any]]:
+    """Callers who all wait."""
+    tasks = [asyncio.create_task(lookups.find(*each)) for each in asked]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_who_comes_alone_has_a_statement_at_once(statements):
+    lookups = Lookups(statements)
+    assert await lookups.find("ann", "a") == ("ann", "a")
+    assert await lookups.find("bob", "b") == ("bob", "b")
+    assert statements.seen == [[("ann", "a")], [("bob", "b")]]
+
+
+async def test_those_who_come_during_a_statement_share_the_next(statements):
+    lookups = Lookups(statements)
+    held = await statements.hold(lookups, "first")
+    asked = [("ann", "a"), ("bob", "b"), ("bob", "a"), ("ann", "first")]
+    tasks = await begin(lookups, *asked)
+    statements.gate.set()
+    assert await held == ("ann", "first")
+    assert await asyncio.gather(*tasks) == asked
+    assert statements.seen == [[("ann", "first")], asked]
+
+
+async def test_one_that_is_not_there_is_no_other_callers_trouble(statements):
+    lookups = Lookups(statements)
+    held = await statements.hold(lookups, "first")
+    statements.planned["b"] = SessionNotFound("there is no b")
+    a, b, c = await begin(lookups, ("ann", "a"), ("ann", "b"), ("ann", "c"))
+    statements.gate.set()
+    assert await asyncio.gather(held, a, c) == [("ann", "first"), ("ann", "a"), ("ann", "c")]
+    with pytest.raises(SessionNotFound, match="there is no b"):
+        await b
+
+
+@pytest.mark.parametrize("error", [DatabaseUnavailable("no answer"), RuntimeError("a mistake")])
+async def test_a_statement_that_fails_fails_its_callers_and_no_later_ones(statements, error):
+    lookups = Lookups(statements)
+    held = await statements.hold(lookups, "first")
+    tasks = await begin(lookups, ("ann", "a"), ("ann", "b"))
+    statements.planned["all"] = error
+    statements.gate.set()
+    for task in (held, *tasks):
+        with pytest.raises(type(error), match=str(error)):
+            await task
+    del statements.planned["all"]
+    assert await lookups.find("ann", "c") == ("ann", "c")
+
+
+async def test_who_has_gone_is_skipped(statements):
+    lookups = Lookups(statements)
+    held = await statements.hold(lookups, "first")
+    gone, stays, other = await begin(lookups, ("ann", "gone"), ("ann", "a"), ("ann", "gone too"))
+    for task in (held, gone, other):
+        task.cancel()
+    await asyncio.sleep(0)
+    statements.gate.set()
+    assert await stays == ("ann", "a")
+    assert statements.seen == [[("ann", "first")], [("ann", "a")]]
+
+
+async def test_where_all_have_gone_nothing_is_asked(statements):
+    lookups = Lookups(statements)
+    held = await statements.hold(lookups, "first")
+    (gone,) = await begin(lookups, ("ann", "gone"))
+    gone.cancel()
+    statements.gate.set()
+    await held
+    assert await lookups.find("ann", "a") == ("ann", "a")
+    assert statements.seen == [[("ann", "first")], [("ann", "a")]]
+
+
+async def test_a_statement_finds_no_more_than_so_many(statements, monkeypatch):
+    monkeypatch.setattr(lookups, "MOST_AT_ONCE", 3)
+    joined = Lookups(statements)
+    held = await statements.hold(joined, "first")
+    asked = [("ann", f"{number}") for number in range(7)]
+    tasks = await begin(joined, *asked)
+    statements.gate.set()
+    await held
+    assert await asyncio.gather(*tasks) == asked
+    assert statements.seen[1:] == [asked[:3], asked[3:6], asked[6:]]
+
+
+async def test_of_many_callers_each_gets_the_own_session_and_no_other_owners(service):
+    created = {
+        owner: [(await service.create(owner, NewSession(SUPPORT))).id for _ in range(3)]
+        for owner in ("ann", "bob")
+    }
+    asked = [
+        (owner, session_id)
+        for owner in created
+        for of, ids in created.items()
+        for session_id in [*ids, "ses_none", f"\0{of}"]
+    ]
+    found = await asyncio.gather(
+        *(service.get(owner, session_id) for owner, session_id in asked), return_exceptions=True
+    )
+    for (owner, session_id), each in zip(asked, found, strict=True):
+        if session_id in created[owner]:
+            assert each.id == session_id
+        else:
+            assert isinstance(each, SessionNotFound)
