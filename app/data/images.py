@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
+from PIL.PngImagePlugin import ChunkStream, PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from app.registry.card import InputSpec
 
+PNG = b"\x89PNG\r\n\x1a\n"
+"""What every PNG file begins with."""
 WHITE = 255
 MODES = {1: "L", 3: "RGB"}
 """Pillow's mode by number of channels; "L" is the luminance of ITU-R BT.601."""
@@ -110,7 +112,7 @@ def open_image(data: bytes) -> ImageFile:
         ValueError: as `decode_image`.
     """
     opener: type[ImageFile]
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+    if data.startswith(PNG):
         opener = PngImageFile
     elif data.startswith(b"\xff\xd8\xff"):
         opener = JpegImageFile
@@ -119,9 +121,12 @@ def open_image(data: bytes) -> ImageFile:
     else:
         raise ValueError("the picture is not a PNG, JPEG or WebP file")
     try:
-        if opener is PngImageFile:
-            opener(BytesIO(data)).verify()  # the checksums, which decoding does not look at
-        return opener(BytesIO(data))
+        file = BytesIO(data)
+        if opener is PngImageFile:  # the checksums, which decoding does not look at
+            file.seek(len(PNG))
+            ChunkStream(file).verify()
+            file.seek(0)
+        return opener(file)
     except Image.DecompressionBombError as error:
         raise ValueError("the picture has too many pixels; make it smaller") from error
     except Exception as error:  # a parser meets hostile bytes here and may raise anything
