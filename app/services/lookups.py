@@ -10,6 +10,8 @@ from app.services.store import StoredSession
 
 MOST_AT_ONCE = 100
 """So many sessions one statement finds at most: nobody shall wait for a thousand others."""
+PATIENCE_SECONDS = 0.05
+"""So long those who wait let one statement go on alone: its connection may be stuck."""
 
 Found = StoredSession | InnerloopError
 
@@ -33,6 +35,8 @@ class Lookups:
         self._find_all = find_all
         self._waiting: list[_Caller] = []
         self._task: asyncio.Task[None] | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+        """The statements that are under way; more than one where they take long."""
 
     async def find(self, owner: str, session_id: str) -> StoredSession:
         """The session as it is when this is called, or later; raises what `find_all` tells."""
@@ -51,7 +55,10 @@ class Lookups:
                 )
                 here = [caller for caller in callers if not caller.future.done()]
                 if here:
-                    await self._serve(here)
+                    serving = asyncio.create_task(self._serve(here))
+                    self._serving.add(serving)
+                    serving.add_done_callback(self._serving.discard)
+                    await asyncio.wait({serving}, timeout=PATIENCE_SECONDS)
         finally:
             self._task = None
 

@@ -196,9 +196,21 @@ class SessionService:
 
     async def weights(self, owner: str, session_id: str) -> Weights:
         """Give φ away, as a safetensors file that says how to run it."""
-        stored = await self._lookups.find(owner, session_id)
-        phi = await self._phi(stored)
-        return Weights(await asyncio.to_thread(weights_file, phi, stored.record, stored.card))
+        for _ in range(WEIGHTS_TRIES):
+            stored = await self._lookups.find(owner, session_id)  # it may have grown meanwhile
+            try:
+                phi = await self._wait(
+                    self._engine.weights(stored.model_key, stored.phi_key, owner)
+                )
+            except PhiMissing:
+                await self._adapt_again(stored, None)
+            else:
+                file = await asyncio.to_thread(weights_file, phi, stored.record, stored.card)
+                return Weights(file)
+        raise Unavailable(
+            "the cache of adapted weights is too small or too busy to hold this session's; "
+            "try again, or raise INNERLOOP_PHI_CACHE_BYTES"
+        )
 
     async def sweep(self) -> None:
         """Erase the support sets of expired sessions, and the answers for old idempotency keys."""
@@ -344,19 +356,6 @@ class SessionService:
             answers = adapted.answers
         check_answers(answers, pointer)
         return answers
-
-    async def _phi(self, stored: StoredSession) -> dict[str, Floats]:
-        for _ in range(WEIGHTS_TRIES):
-            try:
-                return await self._wait(
-                    self._engine.weights(stored.model_key, stored.phi_key, stored.record.owner)
-                )
-            except PhiMissing:
-                await self._adapt_again(stored, None)
-        raise Unavailable(
-            "the cache of adapted weights is too small or too busy to hold this session's; "
-            "try again, or raise INNERLOOP_PHI_CACHE_BYTES"
-        )
 
     async def _adapt_again(self, stored: StoredSession, query: Floats | None) -> Adapted:
         """Make φ anew from the stored support set: the cache may lose it at any time."""

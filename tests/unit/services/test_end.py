@@ -112,6 +112,19 @@ async def test_what_changes_while_its_phi_is_made_anew_leaves_no_phi(service, en
     assert engine.phi == stand
 
 
+async def test_weights_of_a_session_that_grows_meanwhile_are_those_of_its_new_revision(
+    service, engine
+):
+    created = await service.create("ann", NewSession(SUPPORT))
+    engine.answers = False
+    download = asyncio.create_task(service.weights("ann", created.id))
+    await until(lambda: len(engine.held) == 1)
+    engine.answers = True
+    await service.append("ann", created.id, MORE)
+    engine.held.pop(0)()
+    assert b'"revision":"2"' in (await download).content
+
+
 @pytest.mark.parametrize("change", ["removed", "retrained"])
 async def test_a_session_whose_theta_has_gone_can_only_be_deleted(service, registry, change):
     created = await service.create("ann", NewSession(SUPPORT))

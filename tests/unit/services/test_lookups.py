@@ -50,6 +50,12 @@ def statements() -> Statements:
     return Statements()
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch) -> None:
+    """However slow this machine is, one statement comes after the other."""
+    monkeypatch.setattr(lookups, "PATIENCE_SECONDS", SECONDS)
+
+
 async def begin(lookups: Lookups, *asked: tuple[str, str]) -> list[asyncio.Task[Any]]:
     """Callers who all wait."""
     tasks = [asyncio.create_task(lookups.find(*each)) for each in asked]
@@ -73,6 +79,18 @@ async def test_those_who_come_during_a_statement_share_the_next(statements):
     assert await held == ("ann", "first")
     assert await asyncio.gather(*tasks) == asked
     assert statements.seen == [[("ann", "first")], asked]
+
+
+async def test_behind_a_statement_that_is_stuck_others_are_found(statements, monkeypatch):
+    monkeypatch.setattr("app.services.lookups.PATIENCE_SECONDS", 0.05)
+    lookups = Lookups(statements)
+    held = await statements.hold(lookups, "stuck")
+    monkeypatch.setattr(lookups, "_find_all", lambda asked: [tuple(each) for each in asked])
+    found = await asyncio.wait_for(lookups.find("ann", "a"), SECONDS)
+    assert found == ("ann", "a")
+    assert not held.done()
+    statements.gate.set()
+    assert await held == ("ann", "stuck")
 
 
 async def test_one_that_is_not_there_is_no_other_callers_trouble(statements):
