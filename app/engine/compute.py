@@ -122,8 +122,8 @@ class Computer:
     def warm(self, max_support: int) -> Iterator[Callable[[], object]]:
         """What a lane is to do before the first request, each in its turn.
 
-        That is every shape that tasks can share, and tasks and queries alone at every size of a
-        head.
+        That is every shape that tasks can share, and of what is computed alone every size of a
+        head, and every number of queries with one of them: in the network they are the same.
         """
         steps = self.card.steps
         for size in self.sharing.sizes(max_support):
@@ -132,13 +132,13 @@ class Computer:
         for size in self.sharing.query_sizes:
             for count in self.sharing.counts(size, self.at_once):
                 yield partial(self._warm_queries, 2, size, count)
-        rows = padded_rows(1)
+        rows, sizes = padded_rows(1), self.sharing.query_sizes
         while rows <= self.most_rows:
             ways = min(rows, self.learner.head.rows(rows))
             yield partial(self.adapt, [self._blank(rows, ways)], steps)
-            for size in self.sharing.query_sizes:
+            for size in sizes:
                 yield partial(self._warm_queries, ways, size, 1)
-            rows *= 2
+            rows, sizes = rows * 2, sizes[:1]
 
     def _warm_queries(self, ways: int, size: int, count: int) -> None:
         rows = self.learner.head.rows(ways)
