@@ -53,6 +53,7 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
             upkeep.cancel()
             with suppress(asyncio.CancelledError):
                 await upkeep
+            parts.sessions.close()
             parts.database.close()
 
     app = DocumentedAPI(

@@ -18,6 +18,7 @@ from sqlalchemy import (
     update,
 )
 
+from app.database.ids import SESSION_ID_PATTERN
 from app.database.records import Asked, RevisionRecord, SessionRecord
 from app.database.tables import revisions, sessions
 
@@ -72,11 +73,18 @@ class SessionRepository:
 
         Those that are not there, or another owner's, are left out.
         """
-        wanted = {each for each in asked if _storable(each.session_id)}
-        rows = self._connection.execute(_SOME, {"ids": list({each.session_id for each in wanted})})
-        records = map(_record, rows)
-        found = {Asked(record.owner, record.id): record for record in records}
-        return {each: found[each] for each in wanted if each in found}
+        wanted = {each for each in asked if re.fullmatch(SESSION_ID_PATTERN, each.session_id)}
+        if not wanted:
+            return {}
+        rows = self._connection.execute(
+            _SOME,
+            {
+                "ids": list({each.session_id for each in wanted}),
+                "owners": list({each.owner for each in wanted}),
+            },
+        )
+        of = {Asked(row.owner, row.id): row for row in rows}  # of a pair not asked for, perhaps
+        return {each: _record(of[each]) for each in wanted if each in of}
 
     def page(
         self, owner: str, limit: int, after: str | None, model: str | None, now: datetime

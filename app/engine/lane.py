@@ -19,8 +19,9 @@ FAILURES_IN_A_ROW = 3
 """After so many requests in a row that failed in a lane even alone, the device is broken."""
 
 SMALL_WORK = 4
-"""What costs no more, in forward passes of one example, is done as soon on one thread: helpers of
-OpenMP would take a core from the other threads of the service, and keep it while they wait."""
+"""What costs no more, in forward passes of one example, is done about as soon on one lane's share
+of the threads (inputs of 28 x 28): more helpers of OpenMP would take cores from the service's other
+threads, and keep them while they wait."""
 
 log = structlog.get_logger(__name__)
 
@@ -107,7 +108,7 @@ class Lane:
             return False
         self.batch = batch.entries
         # Were there more helpers of OpenMP than cores, all of them would wait passively.
-        small = sum(entry.cost for entry in batch.entries) <= SMALL_WORK
+        small = 0 < sum(entry.cost for entry in batch.entries) <= SMALL_WORK  # a chore costs 0
         lone = self.number == 0 and batch.alone and not small
         torch.set_num_threads(self._all if lone else self._share)
         if isinstance(batch.entries[0].work, Chore):

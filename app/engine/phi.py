@@ -13,6 +13,9 @@ from app.registry.card import Calibration
 ALIGNED = 16
 """Parameters begin at multiples of so many numbers, as torch's own tensors do."""
 
+VIEW_BYTES = 1024
+"""About what a tensor takes beside its numbers: of a small network more than those."""
+
 
 class Contents(NamedTuple):
     """What a vector holds, or with a leading dimension several of them.
@@ -45,8 +48,9 @@ class Ready(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Size on the device, beyond what it is a view of."""
-        return self.weight.nbytes + self.bias.nbytes + self.classes.nbytes
+        """Size, beyond what it is a view of."""
+        views = VIEW_BYTES * (len(self.parameters) + 5)
+        return self.weight.nbytes + self.bias.nbytes + self.classes.nbytes + views
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Phi:
 
     @property
     def bytes(self) -> int:
-        """Size on the device."""
+        """Size, nearly all of it on the device."""
         return self.vector.nbytes + (0 if self.ready is None else self.ready.bytes)
 
 

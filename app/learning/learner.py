@@ -48,8 +48,11 @@ class Learner:
         self.standardise = standardise
         self.make = make
         # To look for parameters that stand in several places takes a while, in every forward pass.
-        named = dict(network.named_parameters(remove_duplicate=False))
-        self._tied = len(named) != len(dict(network.named_parameters()))
+        named = [
+            *network.named_parameters(remove_duplicate=False),
+            *network.named_buffers(remove_duplicate=False),
+        ]
+        self._tied = len({id(tensor) for _, tensor in named}) < len(named)
 
     @property
     def transductive(self) -> bool:

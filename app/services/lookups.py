@@ -2,16 +2,19 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from app.database import Asked
-from app.errors import InnerloopError
+from app.errors import InnerloopError, Unavailable
 from app.services.store import StoredSession
 
 MOST_AT_ONCE = 100
-"""So many sessions one statement finds at most: nobody shall wait for a thousand others."""
+"""So many sessions one statement finds at most."""
 PATIENCE_SECONDS = 0.05
 """So long those who wait let one statement go on alone: its connection may be stuck."""
+THREADS = 4
+"""Of their own: a statement is short, and shall not wait for a thread that reads pictures."""
 
 Found = StoredSession | InnerloopError
 
@@ -34,6 +37,7 @@ class Lookups:
     def __init__(self, find_all: Callable[[Sequence[Asked]], Sequence[Found]]):
         self._find_all = find_all
         self._waiting: list[_Caller] = []
+        self._threads = ThreadPoolExecutor(THREADS, "lookup")
         self._task: asyncio.Task[None] | None = None
         self._serving: set[asyncio.Task[None]] = set()
         """The statements that are under way; more than one where they take long."""
@@ -42,31 +46,39 @@ class Lookups:
         """The session as it is when this is called, or later; raises what `find_all` tells."""
         caller = _Caller(Asked(owner, session_id), asyncio.get_running_loop().create_future())
         self._waiting.append(caller)
-        if self._task is None:
+        if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work())
-        return await caller.future
+        try:
+            return await caller.future
+        finally:
+            del caller  # an error that it holds would hold this frame, and this frame the caller
+
+    def close(self) -> None:
+        """Takes no more callers; a statement that is stuck is left to itself."""
+        self._threads.shutdown(wait=False)
 
     async def _work(self) -> None:
-        try:
-            while self._waiting:
-                callers, self._waiting = (
-                    self._waiting[:MOST_AT_ONCE],
-                    self._waiting[MOST_AT_ONCE:],
-                )
-                here = [caller for caller in callers if not caller.future.done()]
-                if here:
-                    serving = asyncio.create_task(self._serve(here))
-                    self._serving.add(serving)
-                    serving.add_done_callback(self._serving.discard)
-                    await asyncio.wait({serving}, timeout=PATIENCE_SECONDS)
-        finally:
-            self._task = None
+        while self._waiting:
+            callers = self._waiting[:MOST_AT_ONCE]
+            del self._waiting[:MOST_AT_ONCE]
+            here = [caller for caller in callers if not caller.future.done()]
+            if here:
+                serving = asyncio.create_task(self._serve(here))
+                self._serving.add(serving)
+                serving.add_done_callback(self._serving.discard)
+                await asyncio.wait({serving}, timeout=PATIENCE_SECONDS)
 
     async def _serve(self, callers: Sequence[_Caller]) -> None:
+        asked = [caller.asked for caller in callers]
+        loop = asyncio.get_running_loop()
         found: Sequence[StoredSession | Exception]
         try:
-            found = await asyncio.to_thread(self._find_all, [caller.asked for caller in callers])
+            found = await loop.run_in_executor(self._threads, self._find_all, asked)
         except Exception as error:
+            if len(callers) > 1 and not isinstance(error, Unavailable):
+                for caller in callers:  # what is wrong with one shall hurt no other
+                    await self._serve([caller])
+                return
             found = [error] * len(callers)
         for caller, each in zip(callers, found, strict=True):
             if caller.future.done():  # the caller has gone

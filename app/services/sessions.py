@@ -212,6 +212,10 @@ class SessionService:
             "try again, or raise INNERLOOP_PHI_CACHE_BYTES"
         )
 
+    def close(self) -> None:
+        """Let go of the threads that look for sessions; nothing more can be asked."""
+        self._lookups.close()
+
     async def sweep(self) -> None:
         """Erase the support sets of expired sessions, and the answers for old idempotency keys."""
         await asyncio.to_thread(self._store.sweep)

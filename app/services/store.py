@@ -128,7 +128,7 @@ class SessionStore:
             try:
                 found.append(self._living(records.get(each), each.session_id))
             except InnerloopError as error:
-                found.append(error)
+                found.append(error.with_traceback(None))  # which would hold all that was found
         return found
 
     def stands(self, stored: StoredSession) -> bool:

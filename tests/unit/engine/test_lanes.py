@@ -232,6 +232,10 @@ def test_a_lone_request_has_all_threads_and_those_side_by_side_their_share(
     assert counted == [THREADS, THREADS, THREADS // LANES], "who came first was alone"
 
 
+def test_what_is_done_for_a_new_version_has_all_threads(running):
+    assert running()._on_device(torch.get_num_threads) == THREADS
+
+
 def test_a_lone_request_of_few_queries_has_one_lanes_share(running, monkeypatch):
     engine, work = running(), problem(1, [1, 2])
     answer(engine, "kept", work)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from app.engine.phi import ALIGNED, Contents, Layout, Phi, Ready
+from app.engine.phi import ALIGNED, VIEW_BYTES, Contents, Layout, Phi, Ready
 from app.learning.heads import Params, SharedRowHead
 from app.learning.learner import Learner
 from app.learning.networks import ConvNet
@@ -96,7 +96,7 @@ def test_bytes_are_those_of_the_vector_and_of_the_head_that_is_ready(layout):
     parameters, means, size = layout.read(vector, 2)
     weight, bias = parameters["head.weight"] + 1, parameters["head.bias"] + 1
     ready = Ready(parameters, weight, bias, means, size, classes, None)
-    head = 4 * 2 * (weight.shape[1] + 1) + 2
+    head = 4 * 2 * (weight.shape[1] + 1) + 2 + VIEW_BYTES * (len(parameters) + 5)
     assert Phi(vector, 2, 2).bytes == 4 * layout.length(2)
     assert Phi(vector, 2, 2, ready).bytes == 4 * layout.length(2) + head
 

@@ -34,6 +34,8 @@ class Statements:
         assert self.gate.wait(SECONDS)
         if "all" in self.planned:
             raise self.planned["all"]
+        if "odd" in [each.session_id for each in asked]:
+            raise ValueError("a row that cannot be read")
         return [self.planned.get(each.session_id, tuple(each)) for each in asked]
 
     async def hold(self, lookups: Lookups, session_id: str) -> asyncio.Task[Any]:
@@ -102,6 +104,27 @@ async def test_one_that_is_not_there_is_no_other_callers_trouble(statements):
     assert await asyncio.gather(held, a, c) == [("ann", "first"), ("ann", "a"), ("ann", "c")]
     with pytest.raises(SessionNotFound, match="there is no b"):
         await b
+
+
+async def test_one_that_cannot_even_be_read_is_no_other_callers_trouble(statements):
+    lookups = Lookups(statements)
+    held = await statements.hold(lookups, "first")
+    a, odd, c = await begin(lookups, ("ann", "a"), ("bob", "odd"), ("ann", "c"))
+    statements.gate.set()
+    assert await asyncio.gather(held, a, c) == [("ann", "first"), ("ann", "a"), ("ann", "c")]
+    with pytest.raises(ValueError, match="cannot be read"):
+        await odd
+
+
+async def test_it_waits_for_no_thread_that_is_busy_with_something_else(statements):
+    busy = threading.Event()
+    others = [asyncio.create_task(asyncio.to_thread(busy.wait, SECONDS)) for _ in range(40)]
+    try:
+        found = await asyncio.wait_for(Lookups(statements).find("ann", "a"), SECONDS / 2)
+        assert found == ("ann", "a")
+    finally:
+        busy.set()
+        await asyncio.gather(*others)
 
 
 @pytest.mark.parametrize("error", [DatabaseUnavailable("no answer"), RuntimeError("a mistake")])
