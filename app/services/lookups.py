@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from app.database import Asked
-from app.errors import InnerloopError, Unavailable
-from app.services.store import StoredSession
+from app.errors import Unavailable
+from app.services.store import Found, StoredSession
 
 MOST_AT_ONCE = 100
 """So many sessions one statement finds at most."""
@@ -15,8 +15,6 @@ PATIENCE_SECONDS = 0.05
 """So long those who wait let one statement go on alone: its connection may be stuck."""
 THREADS = 4
 """Of their own: a statement is short, and shall not wait for a thread that reads pictures."""
-
-Found = StoredSession | InnerloopError
 
 
 class _Caller(NamedTuple):

@@ -62,6 +62,10 @@ class StoredSession:
         return phi_key(self.record.id, self.record.support_sha256)
 
 
+Found = StoredSession | InnerloopError
+"""What there is of a session that was asked for, or why there is nothing."""
+
+
 def phi_key(session_id: str, support_sha256: str) -> str:
     """Name φ by the support set that it comes from.
 
@@ -119,11 +123,11 @@ class SessionStore:
             raise found
         return found
 
-    def find_all(self, asked: Sequence[Asked]) -> list[StoredSession | InnerloopError]:
+    def find_all(self, asked: Sequence[Asked]) -> list[Found]:
         """Read many sessions by one statement: for each what `find` returns or raises."""
         with self._database.single() as connection:
             records = SessionRepository(connection).get_all(asked)
-        found: list[StoredSession | InnerloopError] = []
+        found: list[Found] = []
         for each in asked:
             try:
                 found.append(self._living(records.get(each), each.session_id))

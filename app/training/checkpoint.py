@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from app.errors import CheckpointError
-from app.files import write_atomically
+from app.training.run import write_run_file
 from app.training.state import State
 
 ADAM = ("exp_avg", "exp_avg_sq", "step")
@@ -30,11 +30,7 @@ def save_checkpoint(path: Path, state: State, identity: str) -> None:
         "identity": identity,
         "run": json.dumps({key: getattr(state, key) for key in RUN}),
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, save(tensors, metadata))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+    write_run_file(path, save(tensors, metadata))
 
 
 def restore_checkpoint(path: Path, state: State, identity: str) -> None:

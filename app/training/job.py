@@ -12,7 +12,6 @@ import torch
 from app.data.distributions import Source
 from app.data.pools import Pool, TaskShape
 from app.errors import CheckpointError, DataError, ModelNotFound, RecipeError, RegistryError
-from app.files import write_atomically
 from app.learning.conduct import check_second_derivative
 from app.learning.heads import Params
 from app.learning.learner import Learner
@@ -29,7 +28,7 @@ from app.training.evaluate import Evaluation, evaluate, examples_to_device, to_d
 from app.training.interrupts import interrupts_held
 from app.training.publish import publish
 from app.training.recipe import Measure, PretrainingStage, Recipe
-from app.training.run import LOG, VALIDATION_STREAM, Job, Reporter, reserved
+from app.training.run import LOG, VALIDATION_STREAM, Job, Reporter, reserved, write_run_file
 from app.training.sources import load_data
 from app.training.state import (
     State,
@@ -209,10 +208,7 @@ def _cut_log(job: Job, iteration: int) -> int:
             continue
         if at <= iteration:
             kept, last = f"{kept}{line}\n", at
-    try:
-        write_atomically(path, kept.encode())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+    write_run_file(path, kept.encode())
     return last
 
 

@@ -13,14 +13,13 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from app.errors import CheckpointError
-from app.files import write_atomically
 from app.learning.heads import LinearHead
 from app.learning.networks import network_arguments
 from app.registry.card import AccuracyFigure, Calibration, Card, ErrorFigure
 from app.registry.registry import encode_theta
 from app.training.figures import calibrated, measure_figure
 from app.training.recipe import Measure
-from app.training.run import MEASURED, TEST_STREAM, Job
+from app.training.run import MEASURED, TEST_STREAM, Job, write_run_file
 from app.training.state import State
 
 
@@ -122,11 +121,7 @@ def _kept(job: Job, of: str) -> _Measured | None:
 
 def _keep(job: Job, measured: _Measured) -> _Measured:
     """Writes what has been measured by now, and returns it."""
-    path = job.run_dir / MEASURED
-    try:
-        write_atomically(path, measured.model_dump_json(indent=2).encode())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+    write_run_file(job.run_dir / MEASURED, measured.model_dump_json(indent=2).encode())
     return measured
 
 

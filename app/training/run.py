@@ -13,6 +13,7 @@ import torch
 
 from app.data.distributions import Source
 from app.errors import CheckpointError
+from app.files import write_atomically
 from app.learning.learner import Learner
 from app.registry.registry import Registry
 from app.training.distributed import World
@@ -23,6 +24,19 @@ LOG = "log.jsonl"
 MEASURED = "measured.json"
 TRAIN_STREAM, VALIDATION_STREAM, TEST_STREAM = 0, 1, 2
 """Second word of the seeds of training, first word of those of validation and figures."""
+
+
+def write_run_file(path: Path, content: bytes) -> None:
+    """Writes a file of a run's folder, atomically; makes the folder where it is missing.
+
+    Raises:
+        CheckpointError: it cannot be written; the file before is still whole.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
 
 
 class Reporter(Protocol):

@@ -10,7 +10,8 @@ import pytest
 from app.database import Asked
 from app.errors import DatabaseUnavailable, SessionNotFound
 from app.services import NewSession, lookups
-from app.services.lookups import Found, Lookups
+from app.services.lookups import Lookups
+from app.services.store import Found
 from tests.unit.services.common import SUPPORT
 
 pytestmark = pytest.mark.anyio
