@@ -96,25 +96,22 @@ async def test_behind_a_statement_that_is_stuck_others_are_found(statements, mon
     assert await held == ("ann", "stuck")
 
 
-async def test_one_that_is_not_there_is_no_other_callers_trouble(statements):
+@pytest.mark.parametrize(
+    ("session_id", "error", "words"),
+    [("none", SessionNotFound, "there is no session"), ("odd", ValueError, "cannot be read")],
+    ids=["not there", "broken"],
+)
+async def test_what_is_wrong_with_one_is_no_other_callers_trouble(
+    statements, session_id, error, words
+):
     lookups = Lookups(statements)
     held = await statements.hold(lookups, "first")
-    statements.planned["b"] = SessionNotFound("there is no b")
-    a, b, c = await begin(lookups, ("ann", "a"), ("ann", "b"), ("ann", "c"))
+    statements.planned["none"] = SessionNotFound("there is no session")
+    a, wrong, c = await begin(lookups, ("ann", "a"), ("bob", session_id), ("ann", "c"))
     statements.gate.set()
     assert await asyncio.gather(held, a, c) == [("ann", "first"), ("ann", "a"), ("ann", "c")]
-    with pytest.raises(SessionNotFound, match="there is no b"):
-        await b
-
-
-async def test_one_that_cannot_even_be_read_is_no_other_callers_trouble(statements):
-    lookups = Lookups(statements)
-    held = await statements.hold(lookups, "first")
-    a, odd, c = await begin(lookups, ("ann", "a"), ("bob", "odd"), ("ann", "c"))
-    statements.gate.set()
-    assert await asyncio.gather(held, a, c) == [("ann", "first"), ("ann", "a"), ("ann", "c")]
-    with pytest.raises(ValueError, match="cannot be read"):
-        await odd
+    with pytest.raises(error, match=words):
+        await wrong
 
 
 async def test_it_waits_for_no_thread_that_is_busy_with_something_else(statements):
