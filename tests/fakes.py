@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 
 from app.engine.requests import Adapted, Answers, Floats, ModelKey, PhiMissing, SupportSet
-from app.errors import ModelNotFound
 from app.registry.card import AccuracyFigure, Card, InputSpec
 from app.services.views import Example, ImageInput, ValuesInput
 
@@ -40,7 +39,7 @@ class FakeEngine:
 
     `failure`: every future raises it. `refusal`: every call raises it at once. `keeps = False`: no
     φ is kept, so that every later use is a miss. `answers = False`: futures stay pending until
-    `release`. `unserved`: versions that it does not hold.
+    `release`. `cards`: what it holds, at first what a new `FakeRegistry` has.
     """
 
     failure: Exception | None = None
@@ -49,7 +48,7 @@ class FakeEngine:
     answers: bool = True
     ready: bool = True
     failed: bool = False
-    unserved: set[ModelKey] = field(default_factory=set)
+    cards: dict[ModelKey, Card] = field(default_factory=lambda: FakeRegistry().all())
     phi: dict[str, Floats] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     futures: list[Future] = field(default_factory=list)
@@ -62,8 +61,12 @@ class FakeEngine:
     def stop(self, drain_seconds: float) -> None:
         self.ready = False
 
-    def serves(self, model: ModelKey, theta_sha256: str | None = None) -> bool:
-        return model not in self.unserved
+    def card(self, model: ModelKey) -> Card | None:
+        return self.cards.get(model)
+
+    def read(self, registry: "FakeRegistry") -> None:
+        """Hold what is in a registry now."""
+        self.cards = registry.all()
 
     def adapt(
         self,
@@ -221,32 +224,27 @@ class FakeRegistry:
 
     def __init__(self):
         omniglot = InputSpec(kind="image", shape=(1, 28, 28), dark_on_light=True)
-        self._cards: dict[tuple[str, int], Card] = {}
+        self._cards: dict[ModelKey, Card] = {}
         self.put(make_card("omniglot", input=omniglot, steps=5))
         self.put(make_card("values"))
 
     def put(self, card: Card) -> None:
-        self._cards[card.name, card.version] = card
+        self._cards[ModelKey(card.name, card.version)] = card
 
     def remove(self, name: str, version: int) -> None:
-        del self._cards[name, version]
+        del self._cards[ModelKey(name, version)]
 
     def names(self) -> list[str]:
-        return sorted({name for name, _ in self._cards})
+        return sorted({key.name for key in self._cards})
 
     def versions(self, name: str) -> list[int]:
-        return sorted(version for known, version in self._cards if known == name)
+        return sorted(key.version for key in self._cards if key.name == name)
 
-    def latest(self, name: str) -> Card:
-        versions = self.versions(name)
-        if not versions:
-            raise ModelNotFound(f"no model is named {name!r}; known: {', '.join(self.names())}")
-        return self._cards[name, versions[-1]]
+    def holds(self, name: str, version: int) -> bool:
+        return ModelKey(name, version) in self._cards
 
-    def card(self, name: str, version: int) -> Card:
-        if (name, version) not in self._cards:
-            raise ModelNotFound(f"model {name!r} has no version {version}")
-        return self._cards[name, version]
+    def all(self) -> dict[ModelKey, Card]:
+        return dict(self._cards)
 
 
 @dataclass

@@ -41,7 +41,7 @@ class Resources:
     def of(cls, settings: Settings, registry: Registry, database: Database, engine: Engine) -> Self:
         """Put given floors together."""
         models = ServedModels(registry, engine)
-        sessions = SessionService(database, engine, registry, settings)
+        sessions = SessionService(database, engine, models, settings)
         return cls(settings, registry, database, engine, models, sessions)
 
 

@@ -21,7 +21,7 @@ from app.engine.requests import Adapted, Answers, Floats, ModelKey, SupportSet
 from app.engine.shapes import USUAL_NUMBERS, padded, sharing_of
 from app.engine.work import Adapt, Chore, Export, Predict
 from app.errors import DeviceError, Draining, EngineFailed, NotReady, Unavailable
-from app.registry import LoadedModel, Registry
+from app.registry import Card, LoadedModel, Registry
 from app.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -106,10 +106,13 @@ class Engine:
         """Whether the device is broken; only a restart helps."""
         return self._failure is not None
 
-    def serves(self, model: ModelKey, theta_sha256: str | None = None) -> bool:
-        """Whether the engine holds this version, and of this θ where one is given."""
+    def card(self, model: ModelKey) -> Card | None:
+        """The card of a version, of the θ that answers; None where the engine does not hold it.
+
+        It is what it was when the engine last read it, whatever lies on disk now.
+        """
         held = self._models.get(model)
-        return held is not None and theta_sha256 in (None, held.card.theta_sha256)
+        return None if held is None else held.card
 
     def start(self) -> None:
         """Starts the first lane, which warms every shape and then starts the others."""
@@ -238,10 +241,7 @@ class Engine:
             raise NotReady("The device is warming up; try again shortly.", retry_after_seconds=2)
         computers = self._computers.get(model)
         if computers is None:
-            raise NotReady(
-                f"{model.name} version {model.version} came after this server last read its "
-                "models: try again on another, or once it has read them again."
-            )
+            raise NotReady(f"The device does not hold {model.name} version {model.version}.")
         return computers
 
     def _submit(

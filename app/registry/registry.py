@@ -89,8 +89,6 @@ class Registry:
 
     def __init__(self, root: Path):
         self.root = root
-        self._cards: dict[Path, tuple[tuple[int, ...], Card]] = {}
-        """Cards that were read, with what tells whether the file is still the same."""
 
     def names(self) -> list[str]:
         """Names that have at least one version, sorted."""
@@ -106,6 +104,10 @@ class Registry:
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             return []
         return sorted(map(int, numbers))
+
+    def holds(self, name: str, version: int) -> bool:
+        """Whether a version is there, whole or broken, or may be but is closed to us."""
+        return bool(re.match(NAME_PATTERN, name)) and _may_be_version(self.folder(name, version))
 
     def closed(self) -> list[Path]:
         """Folders of models that cannot be looked into, for want of permission."""
@@ -145,13 +147,8 @@ class Registry:
             raise missing
         path = self.folder(name, version) / CARD
         try:
-            found = path.stat()
-            if not stat.S_ISREG(found.st_mode):
+            if not stat.S_ISREG(path.stat().st_mode):
                 raise missing
-            same = (found.st_mtime_ns, found.st_size, found.st_ino)
-            known = self._cards.get(path)
-            if known is not None and known[0] == same:
-                return known[1]
             card = Card.model_validate_json(path.read_bytes())
         except OSError as error:
             if error.errno in _NOT_THERE:
@@ -161,7 +158,6 @@ class Registry:
             raise RegistryError(f"{path} is no valid card: {error}") from error
         if (card.name, card.version) != (name, version):
             raise RegistryError(f"{path} is the card of {card.name} {card.version}")
-        self._cards[path] = same, card
         return card
 
     def load(self, name: str, version: int) -> LoadedModel:

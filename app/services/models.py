@@ -1,15 +1,16 @@
-"""What a caller sees of the registry."""
+"""What a caller sees of the models."""
 
 from app.engine.requests import ModelKey
-from app.errors import ModelNotFound
+from app.errors import ModelNotFound, NotReady
 from app.registry import Card
 from app.services.ports import Engine, Registry
 
 
 class ServedModels:
-    """The versions on disk that the engine holds, with the very θ that is there.
+    """The versions that the engine holds, as it holds them, as long as they are on disk.
 
-    What was added since the engine last read the registry is not there for callers.
+    What was added or changed since the engine last read the registry is not there for callers; what
+    was taken away is gone at once.
     """
 
     def __init__(self, registry: Registry, engine: Engine):
@@ -22,7 +23,7 @@ class ServedModels:
 
     def versions(self, name: str) -> list[int]:
         """Versions of a name, ascending; none where there is no such name."""
-        return [number for number in self._registry.versions(name) if self._served(name, number)]
+        return [card.version for card in self._served(name)]
 
     def newest(self, name: str) -> Card:
         """The card of a name's newest version.
@@ -30,16 +31,29 @@ class ServedModels:
         Raises:
             ModelNotFound: no such name.
         """
-        for version in reversed(self._registry.versions(name)):
-            card = self._served(name, version)
-            if card is not None:
-                return card
-        known = ", ".join(self.names()) or "none"
-        raise ModelNotFound(f"There is no model {name!r}. Models here: {known}.")
+        served = self._served(name)
+        if not served:
+            known = ", ".join(self.names()) or "none"
+            raise ModelNotFound(f"There is no model {name!r}. Models here: {known}.")
+        return served[-1]
 
-    def _served(self, name: str, version: int) -> Card | None:
-        key = ModelKey(name, version)
-        if not self._engine.serves(key):  # nothing is read of it: it may be broken
-            return None
-        card = self._registry.card(name, version)
-        return card if self._engine.serves(key, card.theta_sha256) else None
+    def card(self, name: str, version: int) -> Card:
+        """The card of one version.
+
+        Raises:
+            ModelNotFound: it is not on disk.
+            NotReady: it is, but the engine does not hold it.
+        """
+        if not self._registry.holds(name, version):
+            raise ModelNotFound(f"There is no version {version} of a model {name!r}.")
+        card = self._engine.card(ModelKey(name, version))
+        if card is None:
+            raise NotReady(
+                f"{name} version {version} came after this server last read its models: try again "
+                "on another, or once it has read them again."
+            )
+        return card
+
+    def _served(self, name: str) -> list[Card]:
+        held = (self._engine.card(ModelKey(name, each)) for each in self._registry.versions(name))
+        return [card for card in held if card is not None]

@@ -14,8 +14,8 @@ class Engine(Protocol):
     instead. Cancelling a future takes the request back. `owner` is who asks; owners take turns.
     """
 
-    def serves(self, model: ModelKey, theta_sha256: str | None = None) -> bool:
-        """Whether the engine holds this version, and of this θ where one is given."""
+    def card(self, model: ModelKey) -> Card | None:
+        """The card of a version, of the θ that answers; None where the engine does not hold it."""
         ...
 
     def adapt(
@@ -54,6 +54,6 @@ class Registry(Protocol):
         """Versions of a model, ascending; none where there is no such model."""
         ...
 
-    def card(self, name: str, version: int) -> Card:
-        """The card of one version; ModelNotFound where it is not there."""
+    def holds(self, name: str, version: int) -> bool:
+        """Whether a version is there, whole or broken."""
         ...

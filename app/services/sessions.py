@@ -29,7 +29,7 @@ from app.services.checks import (
 from app.services.evaluation import evaluate
 from app.services.lookups import Lookups
 from app.services.models import ServedModels
-from app.services.ports import Engine, Registry
+from app.services.ports import Engine
 from app.services.store import SessionStore, StoredSession, phi_key, view
 from app.services.support import Growth, Inputs, grow, support_set
 from app.services.views import (
@@ -68,7 +68,7 @@ class SessionService:
     Args:
         database: migrated already.
         engine: started already.
-        registry: the models; a session is pinned to the version that it was created with.
+        models: what the engine holds; a session is pinned to the version that it was created with.
         settings: the limits and times.
         now: the clock; aware, in UTC.
     """
@@ -77,14 +77,14 @@ class SessionService:
         self,
         database: Database,
         engine: Engine,
-        registry: Registry,
+        models: ServedModels,
         settings: Settings,
         now: Callable[[], datetime] = utc_now,
     ):
-        self._store = SessionStore(database, registry, settings, now)
+        self._models = models
+        self._store = SessionStore(database, models, settings, now)
         self._lookups = Lookups(self._store.find_all)
         self._engine = engine
-        self._models = ServedModels(registry, engine)
         self._settings = settings
         self._now = now
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()

@@ -33,7 +33,7 @@ from app.errors import (
 )
 from app.registry import Card
 from app.registry.card import NAME_PATTERN
-from app.services.ports import Registry
+from app.services.models import ServedModels
 from app.services.support import Examples, chain_digest, decode
 from app.services.views import Idempotency, Page, Prediction, SessionView
 from app.settings import Settings
@@ -101,12 +101,12 @@ class SessionStore:
     def __init__(
         self,
         database: Database,
-        registry: Registry,
+        models: ServedModels,
         settings: Settings,
         now: Callable[[], datetime],
     ):
         self._database = database
-        self._registry = registry
+        self._models = models
         self._idempotency = timedelta(seconds=settings.idempotency_seconds)
         self._now = now
 
@@ -116,7 +116,8 @@ class SessionStore:
         Raises:
             SessionNotFound: this owner has no such session.
             SessionExpired: its time is over.
-            ModelVersionGone: the θ that it is pinned to is no longer in the registry.
+            ModelVersionGone: the θ that it is pinned to is no longer served.
+            NotReady: its model version came after the engine last read the registry.
         """
         (found,) = self.find_all([Asked(owner, session_id)])
         if isinstance(found, InnerloopError):
@@ -273,7 +274,7 @@ class SessionStore:
         if record.expires_at is not None and record.expires_at <= self._now():
             raise SessionExpired(f"session {record.id} has expired; create a new one")
         try:
-            card = self._registry.card(record.model, record.model_version)
+            card = self._models.card(record.model, record.model_version)
         except ModelNotFound:
             card = None
         if card is None or card.theta_sha256 != record.theta_sha256:

@@ -97,6 +97,38 @@ def test_new_versions_are_served_after_a_signal_and_no_request_notices(
         assert server.wait() == 0
 
 
+@pytest.mark.parametrize("content", ["no card", None])
+def test_a_card_that_is_broken_or_changed_while_it_is_served_is_not_noticed(
+    start_server, models, drawing, content
+):
+    card = models / "omniglot" / "1" / "card.json"
+    changed = json.loads(card.read_text()) | {"description": "Another."}
+    body, url = new_session(drawing), "/v1/sessions"
+    with start_server(INNERLOOP_MODELS_DIR=str(models), **SMALL) as server:
+        described = server.client.get("/v1/models/omniglot").json()["description"]
+        session = server.client.post(url, json=body).json()
+        card.write_text(json.dumps(changed) if content is None else content)
+
+        def check_all(description: str) -> None:
+            told = server.client.get("/v1/models/omniglot").json()
+            assert told["description"] == description
+            assert server.client.post(url, json=body).status_code == 201
+            answer = server.client.post(
+                f"{url}/{session['id']}/predictions", json={"query": body["query"]}
+            )
+            assert answer.status_code == 200, answer.text
+
+        check_all(described)
+        server.signal(signal.SIGHUP)
+        if content is None:
+            server.wait_for(lambda: len(server.logged(event="a version is served")) == 1)
+            check_all("Another.")
+        else:
+            (line,) = server.wait_for(lambda: server.logged(event="a version is left out"))
+            assert str(card) in line["reason"]
+            check_all(described)
+
+
 def test_a_signal_during_the_start_is_not_lost_and_ends_nothing(start_server, models):
     with start_server(until="live", INNERLOOP_MODELS_DIR=str(models), **SMALL) as server:
         put(models / "omniglot" / "1", models, "omniglot", 2)

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 
 from app.database import Database
-from app.services import SessionService
+from app.services import ServedModels, SessionService
 from app.settings import Settings
 from tests.fakes import FakeClock, FakeEngine, FakeRegistry
 
@@ -30,7 +30,8 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def service(database, engine, settings, clock) -> SessionService:
-    return SessionService(database, engine, FakeRegistry(), settings, clock)
+    models = ServedModels(FakeRegistry(), engine)
+    return SessionService(database, engine, models, settings, clock)
 
 
 @pytest.fixture
@@ -44,5 +45,6 @@ def other_service(
 ) -> Iterator[SessionService]:
     """Another replica: its own connections and its own device, on the same database."""
     connections = Database(database_url)
-    yield SessionService(connections, other_engine, FakeRegistry(), settings, clock)
+    models = ServedModels(FakeRegistry(), other_engine)
+    yield SessionService(connections, other_engine, models, settings, clock)
     connections.close()

@@ -52,7 +52,8 @@ def clock() -> Clock:
 def resources(settings, engine, registry, clock) -> Resources:
     database = Database(settings.database_url)
     resources = Resources.of(settings, registry, database, engine)
-    return replace(resources, sessions=SessionService(database, engine, registry, settings, clock))
+    sessions = SessionService(database, engine, resources.models, settings, clock)
+    return replace(resources, sessions=sessions)
 
 
 @pytest.fixture

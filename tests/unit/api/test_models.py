@@ -1,12 +1,12 @@
 import pytest
 
-from app.engine import ModelKey
 from tests.fakes import make_card
 from tests.unit.api.helpers import check_problem
 
 
-def test_models_are_listed_by_name_at_their_newest_version(client, registry):
+def test_models_are_listed_by_name_at_their_newest_version(client, registry, engine):
     registry.put(make_card("values", 2))
+    engine.read(registry)
     body = client.get("/v1/models").json()
     assert body["object"] == "list"
     assert [(model["name"], model["version"]) for model in body["data"]] == [
@@ -16,8 +16,10 @@ def test_models_are_listed_by_name_at_their_newest_version(client, registry):
     assert body["data"][1]["versions"] == [1, 2]
 
 
-def test_a_model_says_what_it_takes_how_it_adapts_and_what_was_measured(client, registry, settings):
-    card = registry.latest("values")
+def test_a_model_says_what_it_takes_how_it_adapts_and_what_was_measured(
+    client, resources, settings
+):
+    card = resources.models.newest("values")
     model = client.get("/v1/models/values").json()
     assert model["object"] == "model"
     assert model["task"] == "classification"
@@ -73,10 +75,9 @@ def test_what_the_engine_does_not_hold_is_not_offered(client, registry, engine):
     before = client.get("/v1/models").json()
     for card in (make_card("sine", task="regression", figures=()), make_card("values", 2)):
         registry.put(card)
-        engine.unserved.add(ModelKey(card.name, card.version))
     assert client.get("/v1/models").json() == before
     problem = check_problem(client.get("/v1/models/sine"), 404, "model_not_found")
     assert "Models here: omniglot, values." in problem["detail"]
     assert client.get("/v1/models/values").json()["version"] == 1
-    engine.unserved.clear()
+    engine.read(registry)
     assert client.get("/v1/models/values").json()["versions"] == [1, 2]

@@ -22,7 +22,7 @@ def probability_of_low(x: dict) -> float:
     return 1 / (1 + math.exp(low - high))
 
 
-def test_a_new_session_is_answered_whole(client, new_session, registry):
+def test_a_new_session_is_answered_whole(client, new_session, resources):
     answer = client.post(
         "/v1/sessions",
         json={**new_session, "steps": 2, "ttl_seconds": 60, "metadata": {"user": "42"}},
@@ -37,7 +37,7 @@ def test_a_new_session_is_answered_whole(client, new_session, registry):
         "object": "session",
         "model": "values",
         "model_version": 1,
-        "theta_sha256": registry.latest("values").theta_sha256,
+        "theta_sha256": resources.models.newest("values").theta_sha256,
         "task": "classification",
         "revision": 1,
         "labels": ["low", "high"],
@@ -203,8 +203,9 @@ def test_a_page_holds_twenty_sessions_unless_told_otherwise(client, new_session)
     assert page["data"][0]["predictions"] is None
 
 
-def test_sessions_are_listed_by_model(client, new_session, session, registry):
+def test_sessions_are_listed_by_model(client, new_session, session, registry, engine):
     registry.put(make_card("other"))
+    engine.read(registry)
     client.post("/v1/sessions", json={**new_session, "model": "other"})
     page = client.get("/v1/sessions", params={"model": "values"}).json()
     assert [found["id"] for found in page["data"]] == [session["id"]]

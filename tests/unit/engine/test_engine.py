@@ -316,9 +316,9 @@ def test_sixteen_threads_of_twenty_requests_all_get_their_own_answers(engine, mo
 
 
 def test_the_engine_serves_what_the_registry_holds_and_no_other(engine):
-    assert engine.serves(CONV)
-    assert engine.serves(DEEP)
-    assert not engine.serves(ModelKey("conv", 2))
+    assert engine.card(CONV) is not None
+    assert engine.card(DEEP) is not None
+    assert engine.card(ModelKey("conv", 2)) is None
     work = problem(31, [1, 1])
     with pytest.raises(NotReady, match="conv version 2"):
         engine.predict(ModelKey("conv", 2), "any", work.query)

@@ -210,5 +210,5 @@ def test_models_with_rates_for_the_head_alone_or_for_every_number_are_served(tmp
 
 def test_an_engine_without_models_is_ready_and_serves_none(tmp_path: Path):
     engine = start(Engine(Registry(tmp_path / "nowhere"), Settings(device="cpu")))
-    assert not engine.serves(CONV)
+    assert engine.card(CONV) is None
     engine.stop(SECONDS)

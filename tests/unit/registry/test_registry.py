@@ -111,6 +111,8 @@ def test_a_folder_without_a_card_is_no_version(registry):
     (registry.root / "omniglot" / "recipe.toml").write_text("not a version")
     assert registry.names() == ["omniglot"]
     assert registry.versions("omniglot") == [1]
+    assert [registry.holds("omniglot", version) for version in (1, 2, 3)] == [True, False, False]
+    assert not registry.holds("../omniglot", 1)
     assert registry.latest("omniglot").version == 1
     with pytest.raises(ModelNotFound):
         registry.load("omniglot", 2)

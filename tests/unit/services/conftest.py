@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from app.database import Database
-from app.services import SessionService
+from app.services import ServedModels, SessionService
 from app.settings import Settings
 from tests.fakes import FakeClock, FakeEngine, FakeRegistry
 
@@ -44,14 +44,19 @@ def registry() -> FakeRegistry:
 
 
 @pytest.fixture
+def models(registry, engine) -> ServedModels:
+    return ServedModels(registry, engine)
+
+
+@pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
 
 
 @pytest.fixture
-def replica(database, engine, registry, settings, clock) -> SessionService:
+def replica(database, engine, models, settings, clock) -> SessionService:
     """Another replica of the service, on the same database."""
-    return SessionService(database, engine, registry, settings, clock)
+    return SessionService(database, engine, models, settings, clock)
 
 
 @pytest.fixture
@@ -72,5 +77,5 @@ def settings() -> Settings:
 
 
 @pytest.fixture
-def service(database, engine, registry, settings, clock) -> SessionService:
-    return SessionService(database, engine, registry, settings, clock)
+def service(database, engine, models, settings, clock) -> SessionService:
+    return SessionService(database, engine, models, settings, clock)

@@ -11,7 +11,7 @@ from app.services import NewSession, SessionService
 from app.services.sessions import utc_now
 from app.services.support import Inputs, decode, grow
 from app.settings import Settings
-from tests.fakes import FakeRegistry, class_means, example, probabilities
+from tests.fakes import class_means, example, probabilities
 from tests.unit.services.common import MORE, QUERY, SUPPORT, until
 
 pytestmark = pytest.mark.anyio
@@ -132,7 +132,7 @@ async def test_a_query_in_flight_while_others_append_is_answered_at_its_own_revi
 
 
 async def test_who_is_never_fast_enough_is_told_to_try_again(
-    service, engine, database, monkeypatch
+    service, engine, database, models, monkeypatch
 ):
     created = await service.create("ann", NewSession(SUPPORT[:2]))
     adapt = engine.adapt
@@ -160,7 +160,7 @@ async def test_who_is_never_fast_enough_is_told_to_try_again(
             assert sessions.append_revision(created.id, record.revision, revision)
         return adapt(*arguments)
 
-    service = SessionService(database, engine, FakeRegistry(), Settings(), utc_now)
+    service = SessionService(database, engine, models, Settings(), utc_now)
     monkeypatch.setattr(engine, "adapt", adapt_too_late)
     with pytest.raises(Contention, match="try again"):
         await service.append("ann", created.id, MORE)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from app.engine import ModelKey
 from app.errors import InvalidInput
 from app.services import Example, ImageInput, NewSession, ValuesInput
 from app.services.checks import (
@@ -11,10 +12,10 @@ from app.services.checks import (
     check_query,
 )
 from app.settings import Settings
-from tests.fakes import FakeRegistry, example, make_card, picture, values
+from tests.fakes import FakeEngine, example, make_card, picture, values
 
-CARD = FakeRegistry().latest("values")
-PICTURES = FakeRegistry().latest("omniglot")
+CARD = FakeEngine().card(ModelKey("values", 1))
+PICTURES = FakeEngine().card(ModelKey("omniglot", 1))
 SUPPORT = [example("a", 0, 0, 0, 0), example("b", 1, 1, 1, 1)]
 
 

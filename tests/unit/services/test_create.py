@@ -12,9 +12,9 @@ from tests.unit.services.common import KEY, LABELS, MORE, QUERY, SUPPORT, stored
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_session_learns_answers_and_is_stored(service, engine, registry, clock):
+async def test_a_session_learns_answers_and_is_stored(service, engine, models, clock):
     created = await service.create("ann", NewSession(SUPPORT, query=QUERY, ttl_seconds=60))
-    card = registry.latest("values")
+    card = models.newest("values")
     assert created.id.startswith("ses_")
     assert (created.model, created.model_version) == ("values", 1)
     assert (created.theta_sha256, created.task) == (card.theta_sha256, "classification")
@@ -78,6 +78,7 @@ async def test_an_unknown_model_is_not_found(service, model):
 async def test_a_session_is_pinned_to_its_version(service, engine, registry):
     created = await service.create("ann", NewSession(SUPPORT))
     registry.put(make_card("values", 2))
+    engine.read(registry)
     engine.phi.clear()
     await service.predict("ann", created.id, QUERY)
     assert {call.model for call in engine.calls} == {ModelKey("values", 1)}
@@ -88,7 +89,6 @@ async def test_a_version_that_the_engine_does_not_hold_yet_is_passed_over(
     service, engine, registry
 ):
     registry.put(make_card("values", 2))
-    engine.unserved.add(ModelKey("values", 2))
     created = await service.create("ann", NewSession(SUPPORT))
     assert (created.model_version, engine.calls[0].model) == (1, ModelKey("values", 1))
 
@@ -135,9 +135,9 @@ async def test_a_query_that_overflows_is_refused_and_its_session_not_stored(serv
     assert engine.phi == {}
 
 
-async def test_any_text_may_be_a_label(database, engine, registry, settings, clock):
+async def test_any_text_may_be_a_label(database, engine, models, settings, clock):
     roomy = settings.model_copy(update={"max_classes": 20, "max_support": 20})
-    service = SessionService(database, engine, registry, roomy, clock)
+    service = SessionService(database, engine, models, roomy, clock)
     support = [example(label, i, 0, 0, 0) for i, label in enumerate(LABELS)]
     query = [values(i, 0, 0, 0) for i in range(3)]
     created = await service.create("ann", NewSession(support, query=query), idempotency=KEY)

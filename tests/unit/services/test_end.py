@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from app.database import SessionRepository
-from app.errors import ModelVersionGone, SessionExpired, SessionNotFound
+from app.errors import ModelVersionGone, NotReady, SessionExpired, SessionNotFound
 from app.services import NewSession
 from tests.fakes import make_card
 from tests.unit.services.common import MORE, QUERY, SUPPORT, calls_on, kinds, stored, until
@@ -126,13 +126,28 @@ async def test_weights_of_a_session_that_grows_meanwhile_are_those_of_its_new_re
 
 
 @pytest.mark.parametrize("change", ["removed", "retrained"])
-async def test_a_session_whose_theta_has_gone_can_only_be_deleted(service, registry, change):
+async def test_a_session_whose_theta_has_gone_can_only_be_deleted(
+    service, registry, engine, change
+):
     created = await service.create("ann", NewSession(SUPPORT))
     registry.remove("values", 1)
     if change == "retrained":
         registry.put(make_card("values", 1, theta_sha256="f" * 64))
-    registry.put(make_card("values", 2))
+        assert await service.get("ann", created.id) == created  # by the θ that the engine holds
+        engine.read(registry)
     assert kinds(await calls_on(service, "ann", created.id)) == [ModelVersionGone] * 5
     assert await stored(service) == [created]
     await service.delete("ann", created.id)
     assert await stored(service) == []
+
+
+async def test_a_session_of_a_version_that_is_not_read_yet_has_to_wait(service, engine, registry):
+    registry.put(make_card("values", 2))
+    before = engine.cards
+    engine.read(registry)
+    created = await service.create("ann", NewSession(SUPPORT))
+    engine.cards = before  # as on another server, that has not read the models again
+    assert kinds(await calls_on(service, "ann", created.id)) == [NotReady] * 5
+    assert await stored(service) == [created]
+    engine.read(registry)
+    assert await service.get("ann", created.id) == created

@@ -52,10 +52,10 @@ async def test_what_could_not_be_stored_is_not_answered_and_its_phi_dropped(
 
 
 async def test_a_device_that_never_answers_is_given_up_at_the_deadline(
-    database, engine, registry, settings, clock
+    database, engine, models, settings, clock
 ):
     hasty = settings.model_copy(update={"deadline_seconds": 0.05})
-    service = SessionService(database, engine, registry, hasty, clock)
+    service = SessionService(database, engine, models, hasty, clock)
     created = await service.create("ann", NewSession(SUPPORT))
     engine.answers = False
     outcomes = await gathered(

@@ -2,38 +2,8 @@
 
 import pytest
 
-from app.engine.requests import ModelKey
-from app.errors import ModelNotFound, RegistryError
-from app.services import ServedModels
-from tests.fakes import FakeEngine, FakeRegistry, make_card
-
-
-class Held(FakeEngine):
-    """An engine that holds one θ of each version."""
-
-    def __init__(self, registry: FakeRegistry):
-        super().__init__()
-        self.held = {}
-        self.take_in(registry)
-
-    def take_in(self, registry: FakeRegistry) -> None:
-        for name in registry.names():
-            for version in registry.versions(name):
-                sha256 = registry.card(name, version).theta_sha256
-                self.held[ModelKey(name, version)] = sha256
-
-    def serves(self, model: ModelKey, theta_sha256: str | None = None) -> bool:
-        return model in self.held and theta_sha256 in (None, self.held[model])
-
-
-@pytest.fixture
-def engine(registry) -> Held:
-    return Held(registry)
-
-
-@pytest.fixture
-def models(registry, engine) -> ServedModels:
-    return ServedModels(registry, engine)
+from app.errors import ModelNotFound, NotReady
+from tests.fakes import make_card
 
 
 def test_what_was_added_is_there_once_the_engine_has_taken_it_in(models, registry, engine):
@@ -42,7 +12,7 @@ def test_what_was_added_is_there_once_the_engine_has_taken_it_in(models, registr
     assert models.names() == ["omniglot", "values"]
     assert models.versions("values") == [1]
     assert models.newest("values").version == 1
-    engine.take_in(registry)
+    engine.read(registry)
     assert models.names() == ["omniglot", "values", "young"]
     assert models.versions("values") == [1, 2]
     assert models.newest("values").version == 2
@@ -58,27 +28,25 @@ def test_an_unknown_name_is_told_with_those_that_are_served(models, registry):
             models.newest(name)
 
 
-def test_a_card_that_the_engine_could_not_take_in_is_not_read(models, registry, monkeypatch):
+def test_what_was_left_out_or_changed_is_as_it_was_until_the_engine_reads_it(
+    models, registry, engine
+):
+    registry.put(make_card("values", description="Another."))
     registry.put(make_card("values", 2))
-    card = registry.card
-
-    def read(name: str, version: int):
-        if (name, version) == ("values", 2):
-            raise RegistryError("broken")
-        return card(name, version)
-
-    monkeypatch.setattr(registry, "card", read)
-    assert models.names() == ["omniglot", "values"]
-    assert models.versions("values") == [1]
-    assert models.newest("values").version == 1
+    with pytest.raises(NotReady, match="values version 2 came after"):
+        models.card("values", 2)
+    assert models.card("values", 1) == models.newest("values") == make_card("values")
+    engine.read(registry)
+    assert models.card("values", 1) == make_card("values", description="Another.")
+    assert models.card("values", 2) == models.newest("values") == make_card("values", 2)
 
 
-def test_a_version_that_left_the_registry_or_was_replaced_is_not_there(models, registry, engine):
+def test_a_version_that_left_the_disk_is_gone_at_once(models, registry, engine):
     registry.put(make_card("values", 2))
-    engine.take_in(registry)
-    registry.put(make_card("values", 2, theta_sha256="f" * 64))
+    engine.read(registry)
+    registry.remove("values", 2)
     assert models.newest("values").version == 1
     registry.remove("values", 1)
     assert models.names() == ["omniglot"]
-    engine.take_in(registry)
-    assert models.newest("values").theta_sha256 == "f" * 64
+    with pytest.raises(ModelNotFound, match="no version 1 of a model 'values'"):
+        models.card("values", 1)
