@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     batch_limit: int = Field(16, ge=1)
     """Most requests that share one batch on the device; a CPU computes each adaptation alone."""
     phi_cache_bytes: int = Field(512 * MEBIBYTE, ge=0)
-    """Bytes of the cache of adapted weights φ on the device; with 0 weights cannot be had."""
+    """Bytes of the cache of adapted weights φ on the device; with 0 every query adapts anew."""
     deadline_seconds: float = Field(30.0, gt=0)
     """Longest single wait for the device, in seconds; few requests need more than one."""
     drain_seconds: float = Field(20.0, ge=0)

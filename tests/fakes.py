@@ -76,6 +76,8 @@ class FakeEngine:
         steps: int,
         query: Floats | None,
         owner: str,
+        *,
+        export: bool = False,
     ) -> Future[Adapted]:
         self.calls.append(Call("adapt", model, phi_key, owner, support, steps, query))
 
@@ -89,6 +91,7 @@ class FakeEngine:
                     for step in range(steps + 1)
                 ),
                 answers=None if query is None else answers(means, query),
+                weights={"means": means} if export else None,
             )
 
         return self._future(answer)

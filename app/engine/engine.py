@@ -157,6 +157,8 @@ class Engine:
         steps: int,
         query: Floats | None,
         owner: str = "",
+        *,
+        export: bool = False,
     ) -> Future[Adapted]:
         """Adapts θ to a support set, keeps φ under `phi_key` and answers the query.
 
@@ -167,6 +169,7 @@ class Engine:
             steps: inner steps.
             query: (Q, *input_shape) float32, or None.
             owner: who asks; owners take turns.
+            export: whether to give φ out, as `weights` does.
 
         Raises:
             Unavailable: the queue is full, or the device is not warm, broken or being stopped.
@@ -178,7 +181,8 @@ class Engine:
         # A backward pass costs two forward ones; at the end come one more, and the queries.
         cost = size * (3 * steps + 1) + (0 if query is None else len(query))
         kind = ("adapt", size, steps) if shares else object()
-        return self._submit(computers, phi_key, Adapt(support, steps, query), kind, cost, owner)
+        work = Adapt(support, steps, query, export)
+        return self._submit(computers, phi_key, work, kind, cost, owner)
 
     def predict(
         self, model: ModelKey, phi_key: str, query: Floats, owner: str = ""

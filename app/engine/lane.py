@@ -169,7 +169,8 @@ class Lane:
         answered = dict(zip((index for index, _, _ in asking), answers, strict=True))
         for index, (entry, (phi, losses)) in enumerate(zip(batch, adapted, strict=True)):
             self._cache.put(entry.phi_key, phi)
-            entry.future.set_result(Adapted(losses, answered.get(index)))
+            weights = computer.weights(phi) if entry.work.export else None
+            entry.future.set_result(Adapted(losses, answered.get(index), weights))
 
     def _predict(self, batch: list[Entry], computer: Computer) -> None:
         found = []

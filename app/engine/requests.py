@@ -47,11 +47,13 @@ class Adapted:
     """The answer to an adaptation.
 
     `support_loss` has steps + 1 numbers: before the first step and after each.
-    `answers` is None where there was no query.
+    `answers` is None where there was no query, `weights`, φ by parameter name, where nobody asked
+    for them.
     """
 
     support_loss: tuple[float, ...]
     answers: Answers | None
+    weights: dict[str, Floats] | None = None
 
 
 class PhiMissing(Exception):

@@ -9,11 +9,12 @@ from app.engine.requests import Floats, SupportSet
 
 @dataclass(frozen=True)
 class Adapt:
-    """Adapt θ to a support set and answer the query, if there is one."""
+    """Adapt θ to a support set, answer the query, if there is one, and give φ out or not."""
 
     support: SupportSet
     steps: int
     query: Floats | None
+    export: bool
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,13 @@ class Engine(Protocol):
         steps: int,
         query: Floats | None,
         owner: str,
+        *,
+        export: bool = False,
     ) -> Future[Adapted]:
-        """Adapt θ to `support`, keep φ under `phi_key`, answer `query` (Q, *input_shape)."""
+        """Adapt θ to `support`, keep φ under `phi_key`, answer `query` (Q, *input_shape).
+
+        With `export` φ is given out, too.
+        """
         ...
 
     def predict(self, model: ModelKey, phi_key: str, query: Floats, owner: str) -> Future[Answers]:

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 from app.database import Database, KeyTaken, SessionRecord, new_session_id
 from app.engine.requests import Adapted, Answers, Floats, ModelKey, PhiMissing, SupportSet
-from app.errors import Contention, Unavailable
+from app.errors import Contention
 from app.registry import Card
 from app.services.answers import check_adapted, check_answers, predictions
 from app.services.checks import (
@@ -48,7 +48,6 @@ from app.services.weights import weights_file
 from app.settings import Settings
 
 APPEND_TRIES = 5
-WEIGHTS_TRIES = 3
 
 T = TypeVar("T")
 
@@ -196,21 +195,14 @@ class SessionService:
 
     async def weights(self, owner: str, session_id: str) -> Weights:
         """Give φ away, as a safetensors file that says how to run it."""
-        for _ in range(WEIGHTS_TRIES):
-            stored = await self._lookups.find(owner, session_id)  # it may have grown meanwhile
-            try:
-                phi = await self._wait(
-                    self._engine.weights(stored.model_key, stored.phi_key, owner)
-                )
-            except PhiMissing:
-                await self._adapt_again(stored, None)
-            else:
-                file = await asyncio.to_thread(weights_file, phi, stored.record, stored.card)
-                return Weights(file)
-        raise Unavailable(
-            "the cache of adapted weights is too small or too busy to hold this session's; "
-            "try again, or raise INNERLOOP_PHI_CACHE_BYTES"
-        )
+        stored = await self._lookups.find(owner, session_id)
+        try:
+            phi = await self._wait(self._engine.weights(stored.model_key, stored.phi_key, owner))
+        except PhiMissing:
+            adapted = await self._adapt_again(stored, None, export=True)
+            assert adapted.weights is not None  # for they were asked for
+            phi = adapted.weights
+        return Weights(await asyncio.to_thread(weights_file, phi, stored.record, stored.card))
 
     def close(self) -> None:
         """Let go of the threads that look for sessions; nothing more can be asked."""
@@ -343,8 +335,12 @@ class SessionService:
         steps: int,
         query: Floats | None,
         owner: str,
+        *,
+        export: bool = False,
     ) -> Adapted:
-        adapted = await self._wait(self._engine.adapt(model, key, support, steps, query, owner))
+        adapted = await self._wait(
+            self._engine.adapt(model, key, support, steps, query, owner, export=export)
+        )
         check_adapted(adapted)
         return adapted
 
@@ -361,7 +357,9 @@ class SessionService:
         check_answers(answers, pointer)
         return answers
 
-    async def _adapt_again(self, stored: StoredSession, query: Floats | None) -> Adapted:
+    async def _adapt_again(
+        self, stored: StoredSession, query: Floats | None, *, export: bool = False
+    ) -> Adapted:
         """Make φ anew from the stored support set: the cache may lose it at any time."""
         support = await asyncio.to_thread(self._read_support, stored)
         adapted = await self._adapt(
@@ -371,6 +369,7 @@ class SessionService:
             stored.record.steps,
             query,
             stored.record.owner,
+            export=export,
         )
         if not await asyncio.to_thread(self._store.stands, stored):  # who changed it forgot before
             self._engine.forget(stored.phi_key)

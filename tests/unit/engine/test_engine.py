@@ -207,6 +207,9 @@ def test_exported_weights_run_by_hand_give_the_served_probabilities(engine, mode
     work = problem(10, [1, 2, 3], model=model)
     served = rows_of(answer(engine, "exported", work))
     phi = engine.weights(model, "exported").result(SECONDS)
+    again = engine.adapt(model, "again", work.support, work.steps, None, export=True)
+    for name, value in again.result(SECONDS).weights.items():
+        np.testing.assert_allclose(value, phi[name], **SAME)
     theta = models[model].theta
     assert set(phi) == set(theta)
     assert phi["head.weight"].shape == (3, theta["head.weight"].shape[1])

@@ -137,7 +137,7 @@ async def test_who_is_never_fast_enough_is_told_to_try_again(
     created = await service.create("ann", NewSession(SUPPORT[:2]))
     adapt = engine.adapt
 
-    def adapt_too_late(*arguments):
+    def adapt_too_late(*arguments, **options):
         """While this adapts, another server appends an example to the same session."""
         with database.transaction() as connection:
             sessions = SessionRepository(connection)
@@ -158,7 +158,7 @@ async def test_who_is_never_fast_enough_is_told_to_try_again(
                 created_at=record.created_at,
             )
             assert sessions.append_revision(created.id, record.revision, revision)
-        return adapt(*arguments)
+        return adapt(*arguments, **options)
 
     service = SessionService(database, engine, models, Settings(), utc_now)
     monkeypatch.setattr(engine, "adapt", adapt_too_late)

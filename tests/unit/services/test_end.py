@@ -2,12 +2,14 @@
 
 import asyncio
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from app.database import SessionRepository
 from app.errors import ModelVersionGone, NotReady, SessionExpired, SessionNotFound
 from app.services import NewSession
-from tests.fakes import make_card
+from tests.fakes import class_means, make_card
 from tests.unit.services.common import MORE, QUERY, SUPPORT, calls_on, kinds, stored, until
 
 pytestmark = pytest.mark.anyio
@@ -112,17 +114,22 @@ async def test_what_changes_while_its_phi_is_made_anew_leaves_no_phi(service, en
     assert engine.phi == stand
 
 
-async def test_weights_of_a_session_that_grows_meanwhile_are_those_of_its_new_revision(
+async def test_weights_of_a_session_that_grows_meanwhile_are_those_that_were_asked_for(
     service, engine
 ):
     created = await service.create("ann", NewSession(SUPPORT))
+    expected = class_means(engine.calls[0].support)
     engine.answers = False
     download = asyncio.create_task(service.weights("ann", created.id))
     await until(lambda: len(engine.held) == 1)
     engine.answers = True
     await service.append("ann", created.id, MORE)
+    stand = dict(engine.phi)
     engine.held.pop(0)()
-    assert b'"revision":"2"' in (await download).content
+    content = (await download).content
+    assert b'"revision":"1"' in content
+    assert np.array_equal(safetensors.numpy.load(content)["means"], expected)
+    assert engine.phi == stand
 
 
 @pytest.mark.parametrize("change", ["removed", "retrained"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from app.errors import InnerloopError, InvalidInput, Unavailable
+from app.errors import InnerloopError, InvalidInput
 from app.services import NewSession
 from tests.fakes import class_means, example
 from tests.unit.services.common import MORE, QUERY, SUPPORT, calls_on
@@ -83,24 +83,16 @@ async def test_an_evaluation_knows_labels_of_every_revision(service):
     assert (await service.evaluate("ann", created.id, [MORE[1]])).accuracy == 1
 
 
-@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("cached", ["cached", "not any more", "never"])
 async def test_weights_are_phi_cached_or_not(service, engine, cached):
+    engine.keeps = cached != "never"
     created = await service.create("ann", NewSession(SUPPORT))
-    if not cached:
+    if cached == "not any more":
         engine.phi.clear()
     content = (await service.weights("ann", created.id)).content
     expected = class_means(engine.calls[0].support)
     assert np.array_equal(safetensors.numpy.load(content)["means"], expected)
     assert created.id.encode() in content
-
-
-async def test_weights_that_no_cache_can_hold_are_unavailable_and_the_setting_is_named(
-    service, engine
-):
-    engine.keeps = False
-    created = await service.create("ann", NewSession(SUPPORT))
-    with pytest.raises(Unavailable, match="INNERLOOP_PHI_CACHE_BYTES"):
-        await service.weights("ann", created.id)
 
 
 async def test_a_support_set_that_changed_on_disk_never_answers(service, engine, database):
