@@ -359,6 +359,20 @@ def test_a_bomb_is_refused_by_its_size_before_it_is_decoded(data):
     assert time.thread_time() - start < 0.5
 
 
+def test_a_png_of_very_many_chunks_is_refused_by_their_number():
+    def with_chunks(count: int) -> bytes:
+        return png(4, 4, 8, 0, bytes(range(16)), *[(b"tEXt", b"a\0")] * count)
+
+    start = time.thread_time()
+    with pytest.raises(ValueError, match="has more than 10000 chunks; save the picture anew"):
+        decode_image(with_chunks(10_000), LIGHT_ON_DARK, PIXELS)
+    got, want = (
+        decode_image(with_chunks(count), LIGHT_ON_DARK, PIXELS) for count in (9_997, 0)
+    )  # with the header, the pixels and the end
+    assert np.array_equal(got, want)
+    assert time.thread_time() - start < 0.5
+
+
 def test_the_limit_counts_pixels_and_the_message_names_both():
     data = file_of(Image.fromarray(noise(30, 40)))
     assert decode_image(data, LIGHT_ON_DARK, 1200).shape == (1, 28, 28)
