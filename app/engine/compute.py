@@ -257,6 +257,8 @@ class Computer:
         if ready is None or ready.calibration != self.card.calibration:  # fitted anew since then
             held = self.layout.read(phi.vector, phi.rows)
             ready = self.answering.ready(held, self._classes([phi], phi.rows)[0])
+            if phi.ready is not None:  # it takes the same memory
+                phi.ready = ready
         return self.answering.answer(ready, torch.from_numpy(query).to(self.device))
 
     def _answer_together(self, group: Sequence[tuple[int, Phi, Floats]], size: int) -> Any:

@@ -53,12 +53,12 @@ class Ready(NamedTuple):
         return self.weight.nbytes + self.bias.nbytes + self.classes.nbytes + views
 
 
-@dataclass(frozen=True)
+@dataclass
 class Phi:
     """φ of one session: a vector as `Layout` reads it, with `rows` rows of the head.
 
     A head of fixed width has more rows than the first `ways`. `ready` is there where φ is to answer
-    alone, and need not be made so for every query.
+    alone, and need not be made so for every query; it may be of a calibration that is another now.
     """
 
     vector: Tensor

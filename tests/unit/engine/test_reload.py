@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from app.engine import Engine, ModelKey
+from app.engine.answering import Answering
 from app.engine.compute import Computer
 from app.engine.shapes import ON_CPU
 from app.errors import NotReady
@@ -268,12 +269,18 @@ def test_what_is_cached_is_read_alike_by_a_version_that_is_taken_in_again(
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-6)
 
 
-def test_what_is_cached_is_answered_by_a_calibration_that_was_fitted_anew(engine, registry):
+def test_what_is_cached_is_answered_by_a_calibration_that_was_fitted_anew(
+    engine, registry, monkeypatch
+):
     work = problem(4, [2, 1], model=DEEP)
     assert answer(engine, "kept", work).answers.outlier is None
     registry.rewrite(registry.card("deep", 2).model_copy(update={"calibration": CALIBRATION}))
     engine.reload()
     got = engine.predict(DEEP, "kept", work.query).result(SECONDS)
+    with monkeypatch.context() as patch:
+        patch.setattr(Answering, "ready", lambda *_: pytest.fail("φ was made ready again"))
+        again = engine.predict(DEEP, "kept", work.query).result(SECONDS)
+    np.testing.assert_array_equal(again.probabilities, got.probabilities)
     want = plain(registry.load("deep", 2), work).answers
     np.testing.assert_allclose(got.probabilities, want.probabilities, rtol=0, atol=1e-5)
     np.testing.assert_allclose(got.outlier, want.outlier, rtol=0, atol=1e-4)
