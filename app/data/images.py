@@ -18,7 +18,7 @@ from app.registry.card import InputSpec
 PNG = b"\x89PNG\r\n\x1a\n"
 """What every PNG file begins with."""
 MOST_CHUNKS = 10_000
-"""Of a PNG file. However little it holds, each takes 3 microseconds, and more the more there are; of
+"""Of a PNG file. Each takes 3 µs, however little it holds, and more the more there are; of
 the usual 8 KiB so many are 80 MB."""
 WHITE = 255
 MODES = {1: "L", 3: "RGB"}
