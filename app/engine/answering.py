@@ -4,6 +4,8 @@ A query by itself is little work, and every operation that Python asks for gives
 lock away and waits for it again: the fewer they are, the sooner it is answered beside others.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,7 +13,7 @@ from torch.nn import functional as F
 from app.engine.phi import Contents, Ready
 from app.learning.calibration import outlier_probability, outlier_terms, temperature
 from app.learning.learner import Learner
-from app.registry import Card
+from app.registry.card import Calibration
 
 
 class Answering:
@@ -19,22 +21,20 @@ class Answering:
 
     Args:
         learner: whose φ.
-        card: says how it is calibrated.
-        device: where φ and the queries are.
+        calibration: how sure they may be.
+        fitted: its numbers, as `fitted` gives them.
     """
 
-    def __init__(self, learner: Learner, card: Card, device: torch.device):
+    def __init__(self, learner: Learner, calibration: Calibration | None, fitted: Sequence[Tensor]):
         self._learner = learner
-        self.calibration = card.calibration
-        if card.calibration is not None:
-            self._by_size = torch.tensor(card.calibration.temperature, device=device)
-            self._by_distance = torch.tensor(card.calibration.outlier, device=device)
+        self.calibration = calibration
+        self.fitted = fitted
 
     def ready(self, held: Contents, classes: Tensor) -> Ready:
         """Makes φ ready for queries; `classes` (rows,) bool are the rows that are classes."""
         weight, bias = self._learner.head.linear(held.parameters, classes)
         if self.calibration is not None:
-            heat = temperature(self._by_size, held.size)
+            heat = temperature(self.fitted[0], held.size)
             weight, bias = weight / heat, bias / heat
         weight = weight.masked_fill(~classes[:, None], 0)  # whatever another φ may have left there
         bias = bias.masked_fill(~classes, float("-inf"))
@@ -52,4 +52,14 @@ class Answering:
         if self.calibration is None:
             return probabilities, torch.zeros_like(logits[:, 0])
         terms = outlier_terms(features, ready.means, ready.classes, ready.size)
-        return probabilities, outlier_probability(self._by_distance, terms)
+        return probabilities, outlier_probability(self.fitted[1], terms)
+
+
+def fitted(calibration: Calibration | None, device: torch.device) -> list[Tensor]:
+    """The weights of a calibration's temperature and of its outliers; none where there is none."""
+    if calibration is None:
+        return []
+    return [
+        torch.tensor(weights, device=device)
+        for weights in (calibration.temperature, calibration.outlier)
+    ]

@@ -13,25 +13,17 @@ import torch
 import torch.func
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_map
 
-from app.engine.answering import Answering
+from app.engine.alone import Alone, PhiAndLoss, adapted_contents
 from app.engine.phi import Contents, Layout, Phi
 from app.engine.requests import Answers, Floats, SupportSet
 from app.engine.shapes import padded, padded_rows, sharing_of
 from app.errors import RegistryError
-from app.learning.calibration import class_means, task_size
-from app.learning.inner_loop import adapt
-from app.learning.losses import membership
 from app.learning.tasks import Examples
-from app.learning.vjp import Vjp, vjp_once
 from app.recordings import CannotRecord, Compute, Recordings
 from app.registry.registry import LoadedModel
 
 log = structlog.get_logger(__name__)
-
-PhiAndLoss = tuple[Phi, tuple[float, ...]]
-"""φ, and the support loss before the first step and after each."""
 
 
 class Computer:
@@ -53,10 +45,9 @@ class Computer:
         """Most tasks of one computation."""
         self.sharing = sharing_of(device, math.prod(self.card.input.shape))
         self.theta = model.theta
-        # Step by step already: to take a step out of each is an operation for every parameter.
-        self.alpha = {name: rates.unbind() for name, rates in model.alpha.items()}
-        self.answering = Answering(self.learner, self.card, device)
+        self.alpha = model.alpha
         self.layout = Layout(self.learner, self.theta)
+        self.alone = Alone(model, self.layout, device)
         self.rows = self.learner.head.rows(self.most_rows)
         """Rows of the head in a slot."""
         slots = max(self.sharing.counts(1, at_once), default=0)
@@ -74,7 +65,7 @@ class Computer:
                 if len(group) in sharing and self._fit(support.ways for support in group):
                     adapted += self._together(group, size, steps)
                 else:
-                    adapted += [self._alone(support, steps) for support in group]
+                    adapted += [self.alone.adapt(support, steps) for support in group]
         return adapted
 
     def predict(self, requests: Sequence[tuple[Phi, Floats]]) -> list[Answers]:
@@ -126,6 +117,8 @@ class Computer:
         head, and every number of queries with one of them: in the network they are the same.
         """
         steps = self.card.steps
+        if self.device.type == "cpu":
+            yield self._record
         for size in self.sharing.sizes(max_support):
             for count in self.sharing.counts(size, self.at_once):
                 yield partial(self.adapt, [self._blank(size, 2)] * count, steps)
@@ -150,34 +143,16 @@ class Computer:
         inputs = np.zeros((examples, *self.card.input.shape), np.float32)
         return SupportSet(inputs, np.arange(examples) % ways, ways)
 
-    def _adapt(
-        self, support: Examples, classes: Tensor, *, steps: int, vjp: Vjp
-    ) -> tuple[Contents, Tensor]:
-        """φ with the class means of its features and the task's size; the support loss."""
-        phi, losses, features = adapt(
-            self.learner, self.theta, support, classes, self.alpha, steps, vjp
-        )
-        means = class_means(features, support, classes.shape[-1])
-        shots = membership(support, classes.shape[-1]).sum(0)
-        return Contents(phi, means, task_size(shots, classes)), losses
-
-    def _alone(self, support: SupportSet, steps: int) -> PhiAndLoss:
-        """Adapts θ to one support set as it is."""
-        examples, classes = self._pad([support], len(support.labels), support.ways)
-        task = tree_map(lambda value: value[0], (examples, classes))
-        adapted, losses = self._adapt(*task, steps=steps, vjp=vjp_once)
-        rows = len(task[1])
-        vector = torch.zeros(self.layout.length(rows), device=self.device)
-        held = self.layout.write(vector, adapted)
-        ready = self.answering.ready(held, task[1])
-        return Phi(vector, support.ways, rows, ready), tuple(losses.tolist())
-
     def _together(self, group: Sequence[SupportSet], size: int, steps: int) -> list[PhiAndLoss]:
         """Adapts θ to several support sets as one computation, padded to one size."""
 
+        def adapt(support: Examples, classes: Tensor) -> tuple[Contents, Tensor]:
+            return adapted_contents(
+                self.learner, self.theta, support, classes, self.alpha, steps, torch.func.vjp
+            )
+
         def compute(tasks: tuple[Examples, Tensor]) -> Tensor:
-            one = partial(self._adapt, steps=steps, vjp=torch.func.vjp)
-            adapted, losses = vmap(one)(*tasks)
+            adapted, losses = vmap(adapt)(*tasks)
             self.layout.write(self.slots[: len(losses)], adapted)
             return losses
 
@@ -202,22 +177,30 @@ class Computer:
             return recordings.run("", compute, inputs)
         except CannotRecord as error:
             self.recorded = False
-            log.warning(
-                "answers take longer than they could",
-                model=self.card.name,
-                version=self.card.version,
-                reason=str(error),
-            )
+            self._warn(error)
             return compute(inputs)
 
-    def _pad(
-        self, group: Sequence[SupportSet], size: int, ways: int | None = None
-    ) -> tuple[Examples, Tensor]:
+    def _record(self) -> None:
+        """Records what is computed alone, if it can be."""
+        try:
+            self.alone.record()
+        except CannotRecord as error:
+            self._warn(error)
+
+    def _warn(self, error: CannotRecord) -> None:
+        log.warning(
+            "answers take longer than they could",
+            model=self.card.name,
+            version=self.card.version,
+            reason=str(error),
+        )
+
+    def _pad(self, group: Sequence[SupportSet], size: int) -> tuple[Examples, Tensor]:
         """Support sets as one container (B, size, ...), and which classes exist (B, rows)."""
         inputs = np.zeros((len(group), size, *self.card.input.shape), np.float32)
         labels = np.zeros((len(group), size), np.int64)
         mask = np.zeros((len(group), size), np.bool_)
-        rows = self.learner.head.rows(ways or min(size, self.most_rows))
+        rows = self.learner.head.rows(min(size, self.most_rows))
         classes = np.zeros((len(group), rows), np.bool_)
         for index, support in enumerate(group):
             count = len(support.labels)
@@ -238,7 +221,7 @@ class Computer:
                 probabilities, outliers = self._answer_together(group, size)
                 answered = zip(probabilities.cpu(), outliers.cpu(), strict=True)
             else:
-                answered = (self._answer_alone(phi, query) for _, phi, query in group)
+                answered = (self.alone.answer(phi, query) for _, phi, query in group)
             return [
                 Answers(
                     probabilities[: len(query), : phi.ways].cpu().numpy().copy(),
@@ -251,16 +234,6 @@ class Computer:
         """Whether heads of so many classes fit a slot: old sessions may know more than new ones."""
         return all(self.learner.head.rows(each) <= self.rows for each in ways)
 
-    def _answer_alone(self, phi: Phi, query: Floats) -> tuple[Tensor, Tensor]:
-        """Answers to the queries of one φ, as they are."""
-        ready = phi.ready
-        if ready is None or ready.calibration != self.card.calibration:  # fitted anew since then
-            held = self.layout.read(phi.vector, phi.rows)
-            ready = self.answering.ready(held, self._classes([phi], phi.rows)[0])
-            if phi.ready is not None:  # it takes the same memory
-                phi.ready = ready
-        return self.answering.answer(ready, torch.from_numpy(query).to(self.device))
-
     def _answer_together(self, group: Sequence[tuple[int, Phi, Floats]], size: int) -> Any:
         """The same of several, padded to one size; tensors (B, ...)."""
 
@@ -270,9 +243,9 @@ class Computer:
             return vmap(answer)(held, classes, queries)
 
         def answer(held: Contents, classes: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-            return self.answering.answer(self.answering.ready(held, classes), inputs)
+            return answering.answer(answering.ready(held, classes), inputs)
 
-        phis = [phi for _, phi, _ in group]
+        answering, phis = self.alone.answering, [phi for _, phi, _ in group]
         padding = np.zeros((len(group), size, *self.card.input.shape), np.float32)
         slots = self.slots[: len(group)]
         for slot, place, (_, phi, query) in zip(slots, padding, group, strict=True):

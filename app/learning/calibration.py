@@ -68,7 +68,7 @@ def outlier_terms(features: Tensor, means: Tensor, classes: Tensor, size: Tensor
     mean = squared.masked_fill(~classes, 0).sum(-1) / classes.sum()
     terms = torch.stack([nearest.log(), (nearest / mean).log()], -1)
     ones = torch.ones_like(terms[:, :1])
-    sizes = size.expand(len(terms), -1)
+    sizes = size.expand(terms.shape[0], -1)
     return torch.cat([ones, terms, sizes, (nearest.log() * size[0])[:, None]], -1)
 
 

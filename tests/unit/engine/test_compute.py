@@ -7,9 +7,8 @@ import pytest
 from torch.utils._pytree import tree_leaves
 
 from app.engine import Engine, compute
+from app.engine.alone import Alone
 from app.engine.shapes import ON_CPU, ON_GPU, padded, padded_rows
-from app.learning.learner import Learner
-from app.learning.vjp import vjp_once
 from tests.unit.engine.helpers import (
     CONV,
     DEEP,
@@ -158,14 +157,19 @@ def test_a_task_alone_is_computed_as_it_is(running, seen):
 
 def test_small_tasks_share_a_computation_and_large_ones_do_not(running, device, monkeypatch):
     alone, together = [], []
-    adapt = compute.adapt
+    one, several = Alone.adapt, compute.adapted_contents
 
-    def recording(learner, theta, support, classes, alpha, steps, vjp):
-        (alone if vjp is vjp_once else together).append(support.labels.shape[-1])
-        return adapt(learner, theta, support, classes, alpha, steps, vjp)
+    def adapt_one(self, support, steps):
+        alone.append(len(support.labels))
+        return one(self, support, steps)
+
+    def adapt_several(learner, theta, support, *arguments):
+        together.append(support.labels.shape[-1])
+        return several(learner, theta, support, *arguments)
 
     engine = running(max_support=64, batch_limit=16)
-    monkeypatch.setattr(compute, "adapt", recording)
+    monkeypatch.setattr(Alone, "adapt", adapt_one)
+    monkeypatch.setattr(compute, "adapted_contents", adapt_several)
     load = Load(engine, device, most_ways=8)
     load.adapt(9, 5, 2, 3)
     load.adapt(4, 40, 2, 3)
@@ -197,13 +201,13 @@ def test_queries_of_one_session_by_several_callers_are_computed_together(
     works = [problem(seed, [3, 2], queries=20) for seed in (1, 2)]
     for number, work in enumerate(works):
         submit(engine, f"own:{number}", work).result(SECONDS)
-    features = Learner.features
+    answer = Alone.answer
 
-    def recording(learner, phi, inputs):
-        passes.append(len(inputs))
-        return features(learner, phi, inputs)
+    def recording(self, phi, query):
+        passes.append(len(query))
+        return answer(self, phi, query)
 
-    monkeypatch.setattr(Learner, "features", recording)
+    monkeypatch.setattr(Alone, "answer", recording)
     held = device.hold(engine)
     sizes = [(0, 3), (1, 2), (0, 1), (0, 9), (1, 5), (0, 7)]
     futures, taken = [], [0, 0]

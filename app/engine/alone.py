@@ -1,0 +1,196 @@
+"""Tasks and queries one by one, as they are: all of them on a CPU, on a GPU what shares nothing."""
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from app.engine.answering import Answering, fitted
+from app.engine.graphs import Graphs, Run
+from app.engine.phi import Contents, Layout, Phi, Ready
+from app.engine.requests import Floats, SupportSet
+from app.learning.calibration import class_means, task_size
+from app.learning.heads import Params
+from app.learning.inner_loop import Alpha, adapt
+from app.learning.learner import Learner
+from app.learning.losses import membership
+from app.learning.own_network import is_own
+from app.learning.tasks import Examples
+from app.learning.vjp import Vjp, vjp_once
+from app.registry.registry import LoadedModel
+
+PhiAndLoss = tuple[Phi, tuple[float, ...]]
+"""φ, and the support loss before the first step and after each."""
+
+GRAPHS = Graphs()
+"""Of all versions in this process: those whose networks, heads and steps are alike share them."""
+
+EXAMPLES, CLASSES, QUERIES = 13, 11, 17
+"""Of the task that graphs are traced with: any numbers will do that differ."""
+
+
+class Alone:
+    """One model version on a device. Only one thread at a time may call it.
+
+    Args:
+        model: on the device.
+        layout: of its φ.
+        device: where it is.
+    """
+
+    def __init__(self, model: LoadedModel, layout: Layout, device: torch.device):
+        card = model.card
+        self._model, self._layout, self._device = model, layout, device
+        self.answering = Answering(
+            model.learner, card.calibration, fitted(card.calibration, device)
+        )
+        self._names = sorted(model.theta)
+        # Step by step already: to take a step out of each is an operation for every parameter.
+        self._alpha = {name: model.alpha[name].unbind() for name in sorted(model.alpha)}
+        self._fixed = [
+            *(model.theta[name] for name in self._names),
+            *chain.from_iterable(self._alpha.values()),
+            *self.answering.fitted,
+        ]
+        self._what = (
+            card.input,
+            repr(sorted(card.network.items())),
+            card.head,
+            card.inner_temperature,
+            card.calibration is not None,
+            *((name, rates.shape) for name, rates in sorted(model.alpha.items())),
+        )
+
+    def adapt(self, support: SupportSet, steps: int) -> PhiAndLoss:
+        """Adapts θ to one support set."""
+        rows = self._model.learner.head.rows(support.ways)
+        classes = torch.arange(rows, device=self._device) < support.ways
+        inputs, labels = (
+            torch.from_numpy(array).to(self._device) for array in (support.inputs, support.labels)
+        )
+        mask = torch.ones_like(labels, dtype=torch.bool)
+        run = GRAPHS.get(("adapt", steps, *self._what)) or self._adaptation(
+            self._model.learner, steps
+        )
+        vector, weight, bias, losses = run(*self._fixed, classes, inputs, labels, mask)
+        held = self._layout.read(vector, rows)
+        calibration = self.answering.calibration
+        ready = Ready(held.parameters, weight, bias, held.means, held.size, classes, calibration)
+        return Phi(vector, support.ways, rows, ready), tuple(losses.tolist())
+
+    def answer(self, phi: Phi, query: Floats) -> tuple[Tensor, Tensor]:
+        """Answers to the queries of one φ, as `Answering.answer` gives them."""
+        ready = phi.ready
+        if ready is None or ready.calibration != self.answering.calibration:  # it is another now
+            held = self._layout.read(phi.vector, phi.rows)
+            classes = torch.arange(phi.rows, device=self._device) < phi.ways
+            ready = self.answering.ready(held, classes)
+            if phi.ready is not None:  # it takes the same memory
+                phi.ready = ready
+        inputs = torch.from_numpy(query).to(self._device)
+        run = GRAPHS.get(("answer", *self._what))
+        if run is None:
+            return self.answering.answer(ready, inputs)
+        probabilities, outlier = run(*_spread(ready, self.answering.fitted), inputs)
+        return probabilities, outlier
+
+    def record(self) -> None:
+        """Records the adaptation by the usual number of steps, and the answers.
+
+        A network of somebody's own is left as it is: what it does may hang on the number of inputs.
+
+        Raises:
+            CannotRecord: see `Graphs.record`.
+        """
+        card = self._model.card
+        if is_own(card.network["name"]):
+            return
+        learner = self._model.learner.twin()  # parameters are put into a network while it runs
+        learner.to_answer(self._device)
+        head, steps = learner.head, card.steps
+        rows = head.rows(CLASSES)
+        any_rows = head.rows(rows + 1) > rows
+        classes = torch.ones(rows, dtype=torch.bool)
+        inputs = torch.zeros(EXAMPLES, *card.input.shape)
+        labels = torch.arange(EXAMPLES) % rows
+        mask = torch.ones(EXAMPLES, dtype=torch.bool)
+        GRAPHS.record(
+            ("adapt", steps, *self._what),
+            self._adaptation(learner, steps),
+            [*self._fixed, classes, inputs, labels, mask],
+            free=4 if any_rows else 3,
+        )
+        held = self._layout.read(torch.zeros(self._layout.length(rows)), rows)
+        ready = self.answering.ready(held, classes)
+        GRAPHS.record(
+            ("answer", *self._what),
+            self._answers(learner, list(held.parameters)),
+            [*_spread(ready, self.answering.fitted), torch.zeros(QUERIES, *card.input.shape)],
+            free=5 if any_rows else 1,
+        )
+
+    def _adaptation(self, learner: Learner, steps: int) -> Run:
+        """An adaptation as a function of θ, α, the calibration's numbers, and the task."""
+
+        def compute(*tensors: Tensor) -> Sequence[Tensor]:
+            given = iter(tensors)
+            theta = {name: next(given) for name in self._names}
+            alpha = {name: [next(given) for _ in rates] for name, rates in self._alpha.items()}
+            answering = Answering(
+                learner, self.answering.calibration, [next(given) for _ in self.answering.fitted]
+            )
+            classes, inputs, labels, mask = given
+            support = Examples(inputs, labels, mask)
+            adapted, losses = adapted_contents(
+                learner, theta, support, classes, alpha, steps, vjp_once
+            )
+            vector = torch.zeros(self._layout.length(classes.shape[0]), device=self._device)
+            ready = answering.ready(self._layout.write(vector, adapted), classes)
+            return vector, ready.weight, ready.bias, losses
+
+        return compute
+
+    def _answers(self, learner: Learner, names: Sequence[str]) -> Run:
+        """Answers as a function of what `_spread` gives, and the queries."""
+
+        def compute(*tensors: Tensor) -> Sequence[Tensor]:
+            given = iter(tensors)
+            parameters = {name: next(given) for name in names}
+            numbers = [next(given) for _ in self.answering.fitted]
+            size, weight, bias, means, classes, inputs = given
+            calibration = self.answering.calibration
+            answering = Answering(learner, calibration, numbers)
+            ready = Ready(parameters, weight, bias, means, size, classes, calibration)
+            return answering.answer(ready, inputs)
+
+        return compute
+
+
+def adapted_contents(
+    learner: Learner,
+    theta: Params,
+    support: Examples,
+    classes: Tensor,
+    alpha: Alpha,
+    steps: int,
+    vjp: Vjp,
+) -> tuple[Contents, Tensor]:
+    """φ with the class means of its features and the task's size; the support loss (steps + 1,)."""
+    phi, losses, features = adapt(learner, theta, support, classes, alpha, steps, vjp)
+    means = class_means(features, support, classes.shape[-1])
+    shots = membership(support, classes.shape[-1]).sum(0)
+    return Contents(phi, means, task_size(shots, classes)), losses
+
+
+def _spread(ready: Ready, numbers: Sequence[Tensor]) -> list[Tensor]:
+    """What answers are a function of, but the queries, one after the other."""
+    return [
+        *ready.parameters.values(),
+        *numbers,
+        ready.size,
+        ready.weight,
+        ready.bias,
+        ready.means,
+        ready.classes,
+    ]

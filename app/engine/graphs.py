@@ -1,0 +1,149 @@
+"""Computations on a CPU, recorded once as graphs of operators and run without Python.
+
+An adaptation is some hundreds of operations. Asked for by Python each of them gives the
+interpreter's lock away and waits to have it again, so that lanes side by side wait for each other
+half of their time. A graph is one call, and needs the lock only to begin and to end.
+
+A computation is traced once (`torch.fx.experimental.proxy_tensor.make_fx`) with sizes that stay
+symbols, and written down in TorchScript, which torch runs with no compiler there.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from app.recordings import CannotRecord
+
+Run = Callable[..., Sequence[Tensor]]
+"""A function of tensors, in order, to tensors."""
+
+_INFIX = {
+    operator.add: "+",
+    operator.sub: "-",
+    operator.mul: "*",
+    operator.floordiv: "//",
+}
+_WHERE = {"device", "layout", "pin_memory"}
+"""What says where a new tensor is to be: here there is one place."""
+
+
+class Graphs:
+    """Graphs by what they compute. Any thread may run them."""
+
+    def __init__(self) -> None:
+        self._runs: dict[Hashable, Run] = {}
+
+    def get(self, what: Hashable) -> Run | None:
+        """The graph of a computation, if there is one."""
+        return self._runs.get(what)
+
+    def record(self, what: Hashable, compute: Run, inputs: Sequence[Tensor], free: int) -> None:
+        """Records a computation, unless there is a graph of it already.
+
+        Args:
+            what: names the computation; the same name must always mean the same.
+            compute: the computation; what else it reads of tensors is kept as it is now.
+            inputs: tensors as it takes them.
+            free: so many of the last ones may be of any size in their first dimension; where two
+                are alike now, they are always. All other shapes never change.
+
+        Raises:
+            CannotRecord: what is computed hangs on a size, or cannot be written down.
+        """
+        if what not in self._runs:
+            self._runs[what] = _compiled(*_traced(compute, inputs, free))
+
+
+def _traced(
+    compute: Run, inputs: Sequence[Tensor], free: int
+) -> tuple[Graph, Mapping[str, Tensor]]:
+    """The graph of a computation, and the other tensors that it reads, by name."""
+    # Here, for they take a second to import, which a GPU's server need not wait for.
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import (
+        DimDynamic,
+        ShapeEnv,
+        StatelessSymbolicContext,
+    )
+
+    shapes = ShapeEnv()
+    mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
+
+    def fake(tensor: Tensor, *, is_free: bool) -> Tensor:
+        sizes = [DimDynamic.STATIC] * tensor.ndim
+        if is_free:
+            sizes[0] = DimDynamic.DUCK  # a size for each number that is there
+        context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
+        return mode.from_tensor(tensor, static_shapes=False, symbolic_context=context)
+
+    first_free = len(inputs) - free
+    fakes = [fake(each, is_free=index >= first_free) for index, each in enumerate(inputs)]
+    trace = make_fx(compute, tracing_mode="symbolic", _allow_non_fake_inputs=True)
+    try:
+        traced = trace(*fakes)
+    except Exception as error:  # torch raises errors of many kinds here
+        raise CannotRecord(f"it cannot be traced ({_first_line(error)})") from error
+    relations = [guard.expr for guard in shapes.guards]
+    fixing = [str(each) for each in relations if getattr(each, "rel_op", None) == "=="]
+    if fixing:
+        raise CannotRecord(f"it is another computation for other sizes ({', '.join(fixing)})")
+    return traced.graph, dict(traced.named_buffers())
+
+
+def _compiled(graph: Graph, kept: Mapping[str, Tensor]) -> Run:
+    parameters, lines = [f"{name}: Tensor" for name in kept], []
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            parameters.append(f"{node.name}: Tensor")
+        elif node.op == "output":
+            lines.append(f"return {_written(list(node.args[0]))}")
+        elif node.op == "get_attr":
+            lines.append(f"{node.name} = {node.target}")
+        else:
+            lines.append(f"{node.name} = {_call(node)}")
+    source = f"def run({', '.join(parameters)}):\n" + "".join(f"    {line}\n" for line in lines)
+    try:
+        unit = torch.jit.CompilationUnit(source)
+    except RuntimeError as error:
+        raise CannotRecord(f"it is no TorchScript ({_first_line(error)})") from error
+    return partial(unit.run, *kept.values())
+
+
+def _call(node: Node) -> str:
+    """What a node computes, in TorchScript."""
+    target, arguments = node.target, [_written(each) for each in node.args]
+    if target in _INFIX:
+        return f" {_INFIX[target]} ".join(arguments)
+    if target is operator.getitem:
+        return f"{arguments[0]}[{arguments[1]}]"
+    if target is torch.ops.aten.sym_size.int:
+        return f"{arguments[0]}.size({arguments[1]})"
+    if not isinstance(target, torch._ops.OpOverload):
+        raise CannotRecord(f"{target} is no operator of tensors")
+    named = [f"{key}={_written(value)}" for key, value in node.kwargs.items() if key not in _WHERE]
+    namespace, name = target._schema.name.split("::")
+    return f"torch.ops.{namespace}.{name}({', '.join(arguments + named)})"
+
+
+def _written(value: Any) -> str:
+    """An argument, in TorchScript."""
+    if isinstance(value, Node):
+        return value.name
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    if value is None or isinstance(value, bool | int | float | torch.dtype | torch.memory_format):
+        return str(value)
+    raise CannotRecord(f"{value!r} cannot be written down")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
