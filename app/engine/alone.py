@@ -1,6 +1,6 @@
 """Tasks and queries one by one, as they are: all of them on a CPU, on a GPU what shares nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import torch
@@ -53,13 +53,15 @@ class Alone:
             *chain.from_iterable(self._alpha.values()),
             *self.answering.fitted,
         ]
-        self._what = (
-            card.input,
-            repr(sorted(card.network.items())),
-            card.head,
-            card.inner_temperature,
-            card.calibration is not None,
-            *((name, rates.shape) for name, rates in sorted(model.alpha.items())),
+        self._what = repr(
+            (
+                card.input,
+                sorted(card.network.items()),
+                card.head,
+                card.inner_temperature,
+                card.calibration is not None,
+                [(name, rates.shape) for name, rates in sorted(model.alpha.items())],
+            )
         )
 
     def adapt(self, support: SupportSet, steps: int) -> PhiAndLoss:
@@ -70,10 +72,11 @@ class Alone:
             torch.from_numpy(array).to(self._device) for array in (support.inputs, support.labels)
         )
         mask = torch.ones_like(labels, dtype=torch.bool)
-        run = GRAPHS.get(("adapt", steps, *self._what)) or self._adaptation(
-            self._model.learner, steps
+        vector, weight, bias, losses = GRAPHS.run(
+            ("adapt", steps, self._what),
+            self._adaptation(self._model.learner, steps),
+            [*self._fixed, classes, inputs, labels, mask],
         )
-        vector, weight, bias, losses = run(*self._fixed, classes, inputs, labels, mask)
         held = self._layout.read(vector, rows)
         calibration = self.answering.calibration
         ready = Ready(held.parameters, weight, bias, held.means, held.size, classes, calibration)
@@ -89,10 +92,11 @@ class Alone:
             if phi.ready is not None:  # it takes the same memory
                 phi.ready = ready
         inputs = torch.from_numpy(query).to(self._device)
-        run = GRAPHS.get(("answer", *self._what))
-        if run is None:
-            return self.answering.answer(ready, inputs)
-        probabilities, outlier = run(*_spread(ready, self.answering.fitted), inputs)
+        probabilities, outlier = GRAPHS.run(
+            ("answer", self._what),
+            self._answers(self._model.learner, ready.parameters),
+            [*_spread(ready, self.answering.fitted), inputs],
+        )
         return probabilities, outlier
 
     def record(self) -> None:
@@ -116,7 +120,7 @@ class Alone:
         labels = torch.arange(EXAMPLES) % rows
         mask = torch.ones(EXAMPLES, dtype=torch.bool)
         GRAPHS.record(
-            ("adapt", steps, *self._what),
+            ("adapt", steps, self._what),
             self._adaptation(learner, steps),
             [*self._fixed, classes, inputs, labels, mask],
             free=4 if any_rows else 3,
@@ -124,8 +128,8 @@ class Alone:
         held = self._layout.read(torch.zeros(self._layout.length(rows)), rows)
         ready = self.answering.ready(held, classes)
         GRAPHS.record(
-            ("answer", *self._what),
-            self._answers(learner, list(held.parameters)),
+            ("answer", self._what),
+            self._answers(learner, held.parameters),
             [*_spread(ready, self.answering.fitted), torch.zeros(QUERIES, *card.input.shape)],
             free=5 if any_rows else 1,
         )
@@ -151,7 +155,7 @@ class Alone:
 
         return compute
 
-    def _answers(self, learner: Learner, names: Sequence[str]) -> Run:
+    def _answers(self, learner: Learner, names: Iterable[str]) -> Run:
         """Answers as a function of what `_spread` gives, and the queries."""
 
         def compute(*tensors: Tensor) -> Sequence[Tensor]:

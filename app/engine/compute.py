@@ -110,6 +110,14 @@ class Computer:
         parameters = self.layout.read(phi.vector, phi.ways).parameters
         return {name: value.cpu().numpy().copy() for name, value in parameters.items()}
 
+    def record(self) -> None:
+        """Records what is computed alone, if it can be; blocks for seconds, but no lane."""
+        if self.device.type == "cpu":
+            try:
+                self.alone.record()
+            except CannotRecord as error:
+                self._warn(error)
+
     def warm(self, max_support: int) -> Iterator[Callable[[], object]]:
         """What a lane is to do before the first request, each in its turn.
 
@@ -117,8 +125,6 @@ class Computer:
         head, and every number of queries with one of them: in the network they are the same.
         """
         steps = self.card.steps
-        if self.device.type == "cpu":
-            yield self._record
         for size in self.sharing.sizes(max_support):
             for count in self.sharing.counts(size, self.at_once):
                 yield partial(self.adapt, [self._blank(size, 2)] * count, steps)
@@ -179,13 +185,6 @@ class Computer:
             self.recorded = False
             self._warn(error)
             return compute(inputs)
-
-    def _record(self) -> None:
-        """Records what is computed alone, if it can be."""
-        try:
-            self.alone.record()
-        except CannotRecord as error:
-            self._warn(error)
 
     def _warn(self, error: CannotRecord) -> None:
         log.warning(

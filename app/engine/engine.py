@@ -91,6 +91,7 @@ class Engine:
             )
             for number in range(lanes)
         ]
+        self._recorder = threading.Thread(target=self._record_others, name="recorder", daemon=True)
         self._warm = threading.Event()
         self._failure: EngineFailed | None = None
         self._reloading = threading.Lock()
@@ -144,9 +145,9 @@ class Engine:
         reason = Draining("The server is shutting down; try again shortly.", retry_after_seconds=5)
         self._queue.close(reason)
         end = time.monotonic() + drain_seconds
-        for lane in self._lanes:
-            if lane.thread.is_alive():
-                lane.thread.join(max(0.0, end - time.monotonic()))
+        for thread in (*(lane.thread for lane in self._lanes), self._recorder):
+            if thread.is_alive():
+                thread.join(max(0.0, end - time.monotonic()))
         self._queue.fail_all(reason)
 
     def adapt(
@@ -281,6 +282,7 @@ class Engine:
             model = self._registry.load(key.name, key.version)
         check_served(model)
         computers = self._on_device(partial(self._make, model))
+        computers[0].record()
         for do in computers[0].warm(self._settings.max_support):
             self._on_device(do)
         self._computers[key] = computers
@@ -322,6 +324,8 @@ class Engine:
         for key, model in self._models.items():
             try:
                 self._computers[key] = self._make(model)
+                if key.version == max(self._registry.versions(key.name)):
+                    self._computers[key][0].record()
                 for do in self._computers[key][0].warm(self._settings.max_support):
                     if self._queue.closed:
                         return False
@@ -339,7 +343,14 @@ class Engine:
         for other in self._lanes[1:]:
             other.thread.start()
         self._warm.set()
+        self._recorder.start()
         return True
+
+    def _record_others(self) -> None:
+        """Records the versions that no new session takes; until then their sessions take longer."""
+        for computers in list(self._computers.values()):
+            if not self._queue.closed:
+                computers[0].record()
 
     def _make(self, model: LoadedModel) -> Sequence[Computer]:
         limits = self._settings

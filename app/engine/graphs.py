@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
@@ -23,6 +24,8 @@ from app.recordings import CannotRecord
 
 Run = Callable[..., Sequence[Tensor]]
 """A function of tensors, in order, to tensors."""
+
+log = structlog.get_logger(__name__)
 
 _INFIX = {
     operator.add: "+",
@@ -40,9 +43,19 @@ class Graphs:
     def __init__(self) -> None:
         self._runs: dict[Hashable, Run] = {}
 
-    def get(self, what: Hashable) -> Run | None:
-        """The graph of a computation, if there is one."""
-        return self._runs.get(what)
+    def run(self, what: Hashable, compute: Run, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What `compute` gives for the inputs, by the graph of that name where there is one.
+
+        A graph that fails is not used again.
+        """
+        graph = self._runs.get(what)
+        if graph is not None:
+            try:
+                return graph(*inputs)
+            except RuntimeError as error:
+                self._runs.pop(what, None)
+                log.exception("a graph of operators failed and is dropped", error=str(error))
+        return compute(*inputs)
 
     def record(self, what: Hashable, compute: Run, inputs: Sequence[Tensor], free: int) -> None:
         """Records a computation, unless there is a graph of it already.

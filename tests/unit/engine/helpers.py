@@ -77,14 +77,13 @@ def save_model(
     card = make_card(
         key.name,
         key.version,
-        input=spec,
         network=network,
         head=head,
         steps=steps,
         alpha={name: tuple(v.flatten(1).mean(1) if v.ndim > 1 else v) for name, v in alpha.items()},
         theta_sha256=sha256(content).hexdigest(),
         theta_bytes=len(content),
-        **facts,
+        **({"input": spec} | facts),
     )
     registry.save(card, content)
 

@@ -1,0 +1,179 @@
+"""What is run as a graph of operators is what Python computes operation by operation."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from app.engine import Engine, ModelKey, alone
+from app.engine.compute import Computer
+from app.engine.graphs import Graphs
+from app.engine.requests import SupportSet
+from app.recordings import CannotRecord
+from app.registry import InputSpec, Registry
+from app.settings import Settings
+from tests.unit.engine.helpers import CALIBRATION, SECONDS, save_model, start, wait_until
+
+KEY = ModelKey("model", 1)
+PICTURE, NUMBERS = (1, 12, 12), (5,)
+CONV = {"name": "conv", "filters": [4, 6], "blocks": 2, "groups": 2}
+MLP = {"name": "mlp", "hidden": [9]}
+STANDARDISED = InputSpec(kind="values", shape=NUMBERS, mean=(0.5,) * 5, scale=(2.0,) * 5)
+
+MODELS = {
+    "conv": (CONV, PICTURE, {}),
+    "conv, calibrated": (CONV, PICTURE, {"calibration": CALIBRATION}),
+    "pooling": (CONV | {"downsample": "pool", "readout": "mean"}, PICTURE, {}),
+    "plain features": (CONV | {"feature_norm": False, "strides": [1, 2]}, PICTURE, {}),
+    "mlp": (MLP, NUMBERS, {}),
+    "mlp, calibrated": (MLP, NUMBERS, {"calibration": CALIBRATION}),
+    "a warm inner loss": (MLP, NUMBERS, {"inner_temperature": 5.0}),
+    "one step": (MLP, NUMBERS, {"steps": 1}),
+    "rows of its own": (MLP, NUMBERS, {"head": "fixed-3"}),
+    "standardised": (MLP, NUMBERS, {"input": STANDARDISED, "calibration": CALIBRATION}),
+    "a rate for each number": (
+        MLP,
+        NUMBERS,
+        {"rates": lambda _, value: torch.full((3, *value.shape), 0.05)},
+    ),
+    "a frozen network": (
+        CONV,
+        PICTURE,
+        {"rates": lambda name, _: torch.full((3,), 0.1) if name.startswith("head.") else None},
+    ),
+}
+SHOTS = [[1, 1], [1, 2, 1], [7, 1, 5], [1] * 13, [2] * 11, [3] * 40]
+
+
+@pytest.fixture(autouse=True)
+def graphs(monkeypatch) -> Graphs:
+    """Graphs of the test's own."""
+    monkeypatch.setattr(alone, "GRAPHS", Graphs())
+    return alone.GRAPHS
+
+
+def computer(registry: Registry, key: ModelKey = KEY) -> Computer:
+    return Computer(registry.load(key.name, key.version), torch.device("cpu"), 64, 1)
+
+
+def support_of(shots: list[int], shape: tuple[int, ...]) -> SupportSet:
+    rng = np.random.default_rng(len(shots))
+    labels = rng.permutation(np.repeat(np.arange(len(shots)), shots))
+    return SupportSet(rng.random((len(labels), *shape), np.float32), labels, len(shots))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_graph_gives_what_python_gives_for_tasks_of_any_size(tmp_path, graphs, monkeypatch, name):
+    network, shape, facts = MODELS[name]
+    registry = Registry(tmp_path)
+    save_model(registry, KEY, network, **{"shape": shape, **facts})
+    one = computer(registry)
+    one.record()
+    recorded = dict(graphs._runs)
+    assert {what[0] for what in recorded} == {"adapt", "answer"}
+    steps, rng = one.card.steps, np.random.default_rng(0)
+    for shots in SHOTS if name != "rows of its own" else [[1, 2, 1], [7, 1, 5]]:
+        support = support_of(shots, shape)
+        queries = [rng.random((count, *shape), np.float32) for count in (1, 2, 17, 300)]
+
+        def answered(support=support, queries=queries) -> list:
+            phi, losses = one.alone.adapt(support, steps)
+            answers = [tensor for query in queries for tensor in one.alone.answer(phi, query)]
+            return [phi.vector, torch.tensor(losses), *answers]
+
+        with torch.no_grad():
+            for _ in range(2):  # torch makes more of a graph once it has run
+                by_graph = answered()
+            with monkeypatch.context() as patch:
+                patch.setattr(graphs, "_runs", {})
+                by_python = answered()
+        for got, want in zip(by_graph, by_python, strict=True):
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+    assert graphs._runs == recorded, "a graph failed"
+
+
+def test_another_number_of_steps_is_computed_by_python(tmp_path, graphs):
+    registry = Registry(tmp_path)
+    save_model(registry, KEY, MLP, shape=NUMBERS)
+    one = computer(registry)
+    one.record()
+    with torch.no_grad():
+        _, losses = one.alone.adapt(support_of([2, 2], NUMBERS), 5)
+    assert len(losses) == 6
+
+
+def test_versions_of_one_kind_share_graphs_and_others_have_their_own(tmp_path, graphs):
+    registry = Registry(tmp_path)
+    save_model(registry, KEY, MLP, shape=NUMBERS)
+    computer(registry).record()
+    before = dict(graphs._runs)
+    save_model(registry, ModelKey("model", 2), MLP, shape=NUMBERS, description="Another.")
+    computer(registry, ModelKey("model", 2)).record()
+    assert graphs._runs == before
+    save_model(registry, ModelKey("model", 3), MLP, shape=NUMBERS, inner_temperature=2.0)
+    computer(registry, ModelKey("model", 3)).record()
+    assert len(graphs._runs) == 2 * len(before)
+
+
+def test_a_network_of_ones_own_is_computed_by_python(tmp_path, graphs):
+    registry = Registry(tmp_path)
+    network = {"name": "tests.unit.engine.test_graphs:own_network", "features": 4}
+    save_model(registry, KEY, network, shape=NUMBERS)
+    computer(registry).record()
+    assert graphs._runs == {}
+
+
+def own_network(shape: tuple[int, ...], features: int) -> torch.nn.Module:
+    return torch.nn.Linear(*shape, features)
+
+
+def test_the_newest_version_is_recorded_when_an_engine_is_ready_and_the_others_soon(
+    tmp_path: Path, graphs
+):
+    registry = Registry(tmp_path)
+    for version, hidden in ((1, 8), (2, 9)):
+        network = {"name": "mlp", "hidden": [hidden]}
+        save_model(registry, ModelKey("model", version), network, shape=NUMBERS)
+    engine = Engine(registry, Settings(device="cpu", max_support=8, max_classes=4))
+    try:
+        start(engine)
+        assert any("('hidden', [9])" in what[-1] for what in graphs._runs)
+        wait_until(lambda: sum("('hidden', [8])" in what[-1] for what in graphs._runs) == 2)
+    finally:
+        engine.stop(SECONDS)
+
+
+def double(rows: torch.Tensor) -> list[torch.Tensor]:
+    return [2 * rows]
+
+
+def test_what_else_is_read_is_kept_as_it_was():
+    graphs, kept = Graphs(), torch.tensor([1.0, 2.0])
+    graphs.record("shift", lambda rows: [rows + kept, rows * float("inf")], [torch.ones(3, 2)], 1)
+    (shifted, infinite) = graphs.run("shift", double, [torch.zeros(5, 2) + 1])
+    assert shifted.tolist() == [[2.0, 3.0]] * 5
+    assert infinite.tolist() == [[float("inf")] * 2] * 5
+
+
+@pytest.mark.parametrize(
+    ("compute", "reason"),
+    [
+        (lambda rows: [rows.expand(len(rows), 2) * 1], "for other sizes"),
+        (lambda rows: [rows * (2 if rows.sum() > 0 else 3)], "cannot be traced"),
+    ],
+    ids=["a size as a number", "a value as a number"],
+)
+def test_what_hangs_on_a_size_or_a_value_cannot_be_recorded(compute, reason):
+    graphs = Graphs()
+    with pytest.raises(CannotRecord, match=reason):
+        graphs.record("name", compute, [torch.ones(3, 2)], 1)
+    assert graphs.run("name", double, [torch.ones(1)])[0].item() == 2
+
+
+def test_a_graph_that_fails_is_dropped_and_named(logs):
+    graphs = Graphs()
+    graphs.record("sum", lambda a, b: [a + b], [torch.ones(3), torch.ones(3)], 2)
+    for _ in range(2):
+        assert graphs.run("sum", lambda a, b: [a.sum() + b.sum()], [torch.ones(2), torch.ones(5)])
+    assert [entry["event"] for entry in logs] == ["a graph of operators failed and is dropped"]
