@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import structlog
@@ -91,7 +92,10 @@ class Engine:
             )
             for number in range(lanes)
         ]
-        self._recorder = threading.Thread(target=self._record_others, name="recorder", daemon=True)
+        self._recorder = threading.Thread(target=self._record, name="recorder", daemon=True)
+        self._recorded: set[ModelKey] = set()
+        """Versions that are recorded, or are to be."""
+        self._to_record: SimpleQueue[Sequence[Computer] | None] = SimpleQueue()
         self._warm = threading.Event()
         self._failure: EngineFailed | None = None
         self._reloading = threading.Lock()
@@ -144,6 +148,7 @@ class Engine:
         """Takes no more requests, serves those that wait for so long, and fails what is left."""
         reason = Draining("The server is shutting down; try again shortly.", retry_after_seconds=5)
         self._queue.close(reason)
+        self._to_record.put(None)
         end = time.monotonic() + drain_seconds
         for thread in (*(lane.thread for lane in self._lanes), self._recorder):
             if thread.is_alive():
@@ -247,6 +252,9 @@ class Engine:
         computers = self._computers.get(model)
         if computers is None:
             raise NotReady(f"The device does not hold {model.name} version {model.version}.")
+        if model not in self._recorded:  # by then their sessions are answered without
+            self._recorded.add(model)
+            self._to_record.put(computers)
         return computers
 
     def _submit(
@@ -282,6 +290,7 @@ class Engine:
             model = self._registry.load(key.name, key.version)
         check_served(model)
         computers = self._on_device(partial(self._make, model))
+        self._recorded.add(key)
         computers[0].record()
         for do in computers[0].warm(self._settings.max_support):
             self._on_device(do)
@@ -324,7 +333,10 @@ class Engine:
         for key, model in self._models.items():
             try:
                 self._computers[key] = self._make(model)
-                if key.version == max(self._registry.versions(key.name)):
+                if key.version == max(
+                    each.version for each in self._models if each.name == key.name
+                ):
+                    self._recorded.add(key)
                     self._computers[key][0].record()
                 for do in self._computers[key][0].warm(self._settings.max_support):
                     if self._queue.closed:
@@ -346,9 +358,9 @@ class Engine:
         self._recorder.start()
         return True
 
-    def _record_others(self) -> None:
-        """Records the versions that no new session takes; until then their sessions take longer."""
-        for computers in list(self._computers.values()):
+    def _record(self) -> None:
+        """The recorder's thread: records older versions once somebody asks for them."""
+        while (computers := self._to_record.get()) is not None:
             if not self._queue.closed:
                 computers[0].record()
 

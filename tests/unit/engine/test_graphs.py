@@ -128,7 +128,7 @@ def own_network(shape: tuple[int, ...], features: int) -> torch.nn.Module:
     return torch.nn.Linear(*shape, features)
 
 
-def test_the_newest_version_is_recorded_when_an_engine_is_ready_and_the_others_soon(
+def test_the_newest_version_is_recorded_when_an_engine_is_ready_and_others_once_asked_for(
     tmp_path: Path, graphs
 ):
     registry = Registry(tmp_path)
@@ -136,12 +136,18 @@ def test_the_newest_version_is_recorded_when_an_engine_is_ready_and_the_others_s
         network = {"name": "mlp", "hidden": [hidden]}
         save_model(registry, ModelKey("model", version), network, shape=NUMBERS)
     engine = Engine(registry, Settings(device="cpu", max_support=8, max_classes=4))
+
+    def recorded(hidden: int) -> int:
+        return sum(f"('hidden', [{hidden}])" in what[-1] for what in graphs._runs)
+
     try:
         start(engine)
-        assert any("('hidden', [9])" in what[-1] for what in graphs._runs)
-        wait_until(lambda: sum("('hidden', [8])" in what[-1] for what in graphs._runs) == 2)
+        assert (recorded(8), recorded(9)) == (0, 2)
+        engine.adapt(ModelKey("model", 1), "old", support_of([1, 1], NUMBERS), 3, None)
+        wait_until(lambda: recorded(8) == 2)
     finally:
         engine.stop(SECONDS)
+    assert not engine._recorder.is_alive()
 
 
 def double(rows: torch.Tensor) -> list[torch.Tensor]:
