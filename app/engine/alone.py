@@ -1,6 +1,6 @@
 """Tasks and queries one by one, as they are: all of them on a CPU, on a GPU what shares nothing."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
 import torch
@@ -13,7 +13,7 @@ from app.engine.requests import Floats, SupportSet
 from app.learning.calibration import class_means, task_size
 from app.learning.heads import Params
 from app.learning.inner_loop import Alpha, adapt
-from app.learning.learner import Learner
+from app.learning.learner import NETWORK, Learner
 from app.learning.losses import membership
 from app.learning.own_network import is_own
 from app.learning.tasks import Examples
@@ -31,7 +31,7 @@ EXAMPLES, CLASSES, QUERIES = 13, 11, 17
 
 
 class Alone:
-    """One model version on a device. Only one thread at a time may call it.
+    """One model version on a device. Only one thread at a time may compute with it.
 
     Args:
         model: on the device.
@@ -61,6 +61,7 @@ class Alone:
                 card.inner_temperature,
                 card.calibration is not None,
                 [(name, rates.shape) for name, rates in sorted(model.alpha.items())],
+                device.type,
             )
         )
 
@@ -94,7 +95,7 @@ class Alone:
         inputs = torch.from_numpy(query).to(self._device)
         probabilities, outlier = GRAPHS.run(
             ("answer", self._what),
-            self._answers(self._model.learner, ready.parameters),
+            self._answers(self._model.learner),
             [*_spread(ready, self.answering.fitted), inputs],
         )
         return probabilities, outlier
@@ -102,13 +103,14 @@ class Alone:
     def record(self) -> None:
         """Records the adaptation by the usual number of steps, and the answers.
 
-        A network of somebody's own is left as it is: what it does may hang on the number of inputs.
+        Any thread may, also while another computes. A network of somebody's own is left as it is:
+        what it does may hang on the number of inputs.
 
         Raises:
             CannotRecord: see `Graphs.record`.
         """
         card = self._model.card
-        if is_own(card.network["name"]):
+        if self._device.type != "cpu" or is_own(card.network["name"]):
             return
         learner = self._model.learner.twin()  # parameters are put into a network while it runs
         learner.to_answer(self._device)
@@ -129,7 +131,7 @@ class Alone:
         ready = self.answering.ready(held, classes)
         GRAPHS.record(
             ("answer", self._what),
-            self._answers(learner, held.parameters),
+            self._answers(learner),
             [*_spread(ready, self.answering.fitted), torch.zeros(QUERIES, *card.input.shape)],
             free=5 if any_rows else 1,
         )
@@ -155,12 +157,12 @@ class Alone:
 
         return compute
 
-    def _answers(self, learner: Learner, names: Iterable[str]) -> Run:
+    def _answers(self, learner: Learner) -> Run:
         """Answers as a function of what `_spread` gives, and the queries."""
 
         def compute(*tensors: Tensor) -> Sequence[Tensor]:
             given = iter(tensors)
-            parameters = {name: next(given) for name in names}
+            parameters = {name: next(given) for name in self._names if name.startswith(NETWORK)}
             numbers = [next(given) for _ in self.answering.fitted]
             size, weight, bias, means, classes, inputs = given
             calibration = self.answering.calibration
@@ -190,7 +192,7 @@ def adapted_contents(
 def _spread(ready: Ready, numbers: Sequence[Tensor]) -> list[Tensor]:
     """What answers are a function of, but the queries, one after the other."""
     return [
-        *ready.parameters.values(),
+        *(value for name, value in ready.parameters.items() if name.startswith(NETWORK)),
         *numbers,
         ready.size,
         ready.weight,

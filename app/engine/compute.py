@@ -14,6 +14,7 @@ import torch.func
 from torch import Tensor
 from torch.func import vmap
 
+from app.devices import one_thread
 from app.engine.alone import Alone, PhiAndLoss, adapted_contents
 from app.engine.phi import Contents, Layout, Phi
 from app.engine.requests import Answers, Floats, SupportSet
@@ -112,11 +113,11 @@ class Computer:
 
     def record(self) -> None:
         """Records what is computed alone, if it can be; blocks for seconds, but no lane."""
-        if self.device.type == "cpu":
-            try:
+        try:
+            with one_thread():
                 self.alone.record()
-            except CannotRecord as error:
-                self._warn(error)
+        except Exception as error:  # whatever it is, Python computes the same
+            self._warn(error)
 
     def warm(self, max_support: int) -> Iterator[Callable[[], object]]:
         """What a lane is to do before the first request, each in its turn.
@@ -186,7 +187,7 @@ class Computer:
             self._warn(error)
             return compute(inputs)
 
-    def _warn(self, error: CannotRecord) -> None:
+    def _warn(self, error: Exception) -> None:
         log.warning(
             "answers take longer than they could",
             model=self.card.name,

@@ -10,6 +10,7 @@ symbols, and written down in TorchScript, which torch runs with no compiler ther
 
 import math
 import operator
+import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -33,6 +34,8 @@ _INFIX = {
     operator.mul: "*",
     operator.floordiv: "//",
 }
+_TRACING = threading.Lock()
+"""One thread at a time: to trace patches `torch.nn.Module` for all, and puts it back at its end."""
 _WHERE = {"device", "layout", "pin_memory"}
 """What says where a new tensor is to be: here there is one place."""
 
@@ -46,16 +49,18 @@ class Graphs:
     def run(self, what: Hashable, compute: Run, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """What `compute` gives for the inputs, by the graph of that name where there is one.
 
-        A graph that fails is not used again.
+        A graph that fails where `compute` does not is not used again.
         """
         graph = self._runs.get(what)
-        if graph is not None:
-            try:
-                return graph(*inputs)
-            except RuntimeError as error:
-                self._runs.pop(what, None)
-                log.exception("a graph of operators failed and is dropped", error=str(error))
-        return compute(*inputs)
+        if graph is None:
+            return compute(*inputs)
+        try:
+            return graph(*inputs)
+        except RuntimeError as error:
+            computed = compute(*inputs)
+            self._runs.pop(what, None)
+            log.exception("a graph of operators failed and is dropped", error=str(error))
+            return computed
 
     def record(self, what: Hashable, compute: Run, inputs: Sequence[Tensor], free: int) -> None:
         """Records a computation, unless there is a graph of it already.
@@ -70,8 +75,9 @@ class Graphs:
         Raises:
             CannotRecord: what is computed hangs on a size, or cannot be written down.
         """
-        if what not in self._runs:
-            self._runs[what] = _compiled(*_traced(compute, inputs, free))
+        with _TRACING:
+            if what not in self._runs:
+                self._runs[what] = _compiled(*_traced(compute, inputs, free))
 
 
 def _traced(

@@ -28,6 +28,7 @@ from app.errors import (
     Issue,
     ModelNotFound,
     ModelVersionGone,
+    NotReady,
     SessionExpired,
     SessionNotFound,
 )
@@ -140,7 +141,7 @@ class SessionStore:
         """Whether a session is still what it was when it was found."""
         try:
             return self.find(stored.record.owner, stored.record.id).phi_key == stored.phi_key
-        except (SessionNotFound, SessionExpired, ModelVersionGone):
+        except (SessionNotFound, SessionExpired, ModelVersionGone, NotReady):
             return False
 
     def support(self, stored: StoredSession) -> list[Examples]:
@@ -148,6 +149,7 @@ class SessionStore:
 
         Raises:
             SessionNotFound, SessionExpired, ModelVersionGone: it has come to its end since.
+            NotReady: its version was dropped since, and is on disk again.
             InnerloopError: the stored bytes are not what was written.
         """
         record = stored.record

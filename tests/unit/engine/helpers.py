@@ -61,12 +61,13 @@ def save_model(
     head: str = "shared-row",
     shape: tuple[int, ...],
     rates: Callable[[str, torch.Tensor], torch.Tensor | None] | None = None,
+    seed: int = 7,
     **facts,
 ) -> None:
     """A model of an untrained θ; `rates` gives α of a parameter, `facts` are more of its card."""
     spec = InputSpec(kind="values", shape=shape)
     learner = build_learner(spec, network, head)
-    theta = learner.initial(seed=7)
+    theta = learner.initial(seed)
 
     def falling(name: str, _: torch.Tensor) -> torch.Tensor:
         return torch.linspace(0.1, 0.02, steps) * (1.0 if name.startswith("head.") else 0.2)

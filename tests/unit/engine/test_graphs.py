@@ -1,5 +1,6 @@
 """What is run as a graph of operators is what Python computes operation by operation."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -103,17 +104,89 @@ def test_another_number_of_steps_is_computed_by_python(tmp_path, graphs):
     assert len(losses) == 6
 
 
-def test_versions_of_one_kind_share_graphs_and_others_have_their_own(tmp_path, graphs):
+def other_rates(name: str, _: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([0.3, 0.2, 0.1]) * (1.0 if name.startswith("head.") else 0.1)
+
+
+def test_versions_of_one_kind_share_graphs_and_each_answers_by_its_own_numbers(
+    tmp_path, graphs, monkeypatch
+):
+    registry = Registry(tmp_path)
+    save_model(registry, KEY, MLP, shape=NUMBERS, calibration=CALIBRATION)
+    computer(registry).record()
+    recorded = dict(graphs._runs)
+    colder = CALIBRATION.model_copy(update={"temperature": (0.1, 0.1, 0.1)})
+    other = ModelKey("model", 2)
+    save_model(registry, other, MLP, shape=NUMBERS, calibration=colder, seed=8, rates=other_rates)
+    one = computer(registry, other)
+    one.record()
+    assert graphs._runs == recorded
+    query = np.random.default_rng(1).random((4, *NUMBERS), np.float32)
+
+    def answered() -> list[torch.Tensor]:
+        with torch.no_grad():
+            phi, losses = one.alone.adapt(support_of([2, 3], NUMBERS), 3)
+            return [phi.vector, torch.tensor(losses), *one.alone.answer(phi, query)]
+
+    by_graph = answered()
+    monkeypatch.setattr(graphs, "_runs", {})
+    for got, want in zip(by_graph, answered(), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"inner_temperature": 2.0},
+        {"steps": 2},
+        {"head": "fixed-3"},
+        {"calibration": CALIBRATION},
+        {"input": STANDARDISED},
+        {"rates": lambda name, _: torch.ones(3) if name.startswith("head.") else None},
+        {"rates": lambda _, value: torch.ones(3, *value.shape)},
+    ],
+    ids=["temperature", "steps", "head", "calibrated", "standardised", "frozen", "each number"],
+)
+def test_versions_of_another_kind_have_graphs_of_their_own(tmp_path, graphs, facts):
     registry = Registry(tmp_path)
     save_model(registry, KEY, MLP, shape=NUMBERS)
     computer(registry).record()
-    before = dict(graphs._runs)
-    save_model(registry, ModelKey("model", 2), MLP, shape=NUMBERS, description="Another.")
+    before = {what for what in graphs._runs if what[0] == "adapt"}
+    save_model(registry, ModelKey("model", 2), MLP, shape=NUMBERS, **facts)
     computer(registry, ModelKey("model", 2)).record()
-    assert graphs._runs == before
-    save_model(registry, ModelKey("model", 3), MLP, shape=NUMBERS, inner_temperature=2.0)
-    computer(registry, ModelKey("model", 3)).record()
-    assert len(graphs._runs) == 2 * len(before)
+    assert len({what for what in graphs._runs if what[0] == "adapt"} - before) == 1
+
+
+def test_two_that_record_at_once_leave_torch_as_it_was(tmp_path, graphs, logs):
+    registry, modules = Registry(tmp_path), torch.nn.Module
+    before = modules.__call__, modules.__getattr__
+    for version, hidden in ((1, 6), (2, 7), (3, 8)):
+        network = {"name": "mlp", "hidden": [hidden]}
+        save_model(registry, ModelKey("model", version), network, shape=NUMBERS)
+    computers = [computer(registry, ModelKey("model", version)) for version in (1, 2, 3)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(Computer.record, computers))
+    assert (modules.__call__, modules.__getattr__) == before
+    assert len(graphs._runs) == 6
+    assert logs == []
+
+
+def test_an_error_while_recording_is_named_and_python_computes(tmp_path, monkeypatch, logs):
+    def broken(self) -> None:
+        raise KeyError("anything")
+
+    monkeypatch.setattr(alone.Alone, "record", broken)
+    registry = Registry(tmp_path)
+    save_model(registry, KEY, MLP, shape=NUMBERS)
+    engine = Engine(registry, Settings(device="cpu", max_support=8, max_classes=4))
+    try:
+        start(engine)
+        work = support_of([1, 1], NUMBERS)
+        assert len(engine.adapt(KEY, "key", work, 3, None).result(SECONDS).support_loss) == 4
+    finally:
+        engine.stop(SECONDS)
+    said = [entry for entry in logs if entry["event"] == "answers take longer than they could"]
+    assert [entry["reason"] for entry in said] == ["'anything'"]
 
 
 def test_a_network_of_ones_own_is_computed_by_python(tmp_path, graphs):
@@ -175,6 +248,18 @@ def test_what_hangs_on_a_size_or_a_value_cannot_be_recorded(compute, reason):
     with pytest.raises(CannotRecord, match=reason):
         graphs.record("name", compute, [torch.ones(3, 2)], 1)
     assert graphs.run("name", double, [torch.ones(1)])[0].item() == 2
+
+
+def test_a_graph_that_fails_with_what_it_computes_is_kept(logs):
+    def fails(*_: torch.Tensor) -> list[torch.Tensor]:
+        raise RuntimeError("no memory")
+
+    graphs = Graphs()
+    graphs.record("sum", lambda a, b: [a + b], [torch.ones(3), torch.ones(3)], 2)
+    with pytest.raises(RuntimeError, match="no memory"):
+        graphs.run("sum", fails, [torch.ones(2), torch.ones(5)])
+    assert graphs.run("sum", fails, [torch.ones(2), torch.ones(2)])[0].tolist() == [2, 2]
+    assert logs == []
 
 
 def test_a_graph_that_fails_is_dropped_and_named(logs):
