@@ -55,7 +55,7 @@ class Alone:
         ]
         self._what = repr(
             (
-                card.input,
+                (card.input.shape, card.input.mean, card.input.scale),
                 sorted(card.network.items()),
                 card.head,
                 card.inner_temperature,
