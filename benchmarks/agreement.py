@@ -59,6 +59,7 @@ def measure(
     """Two rows for each size, of `rounds` times as many tasks as keep each other company."""
     model = bundled(models)
     computer = Computer(model, device, max(ways for ways, _ in sizes), COMPANY)
+    computer.record()
     for (ways, shots), steps in product(sizes, (model.card.steps, MOST_STEPS)):
         furthest = np.zeros(4)
         for first in range(0, rounds * COMPANY, COMPANY):

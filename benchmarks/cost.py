@@ -43,6 +43,7 @@ def measure(models: Path, device: torch.device) -> list[Cost]:
     """Every size, smallest first."""
     model = bundled(models)
     computer = Computer(model, device, max(WAYS), 1)
+    computer.record()
     rng, found = np.random.default_rng(0), []
     for ways in WAYS:
         for shots in SHOTS:
