@@ -68,7 +68,7 @@ class Alone:
     def adapt(self, support: SupportSet, steps: int) -> PhiAndLoss:
         """Adapts θ to one support set."""
         rows = self._model.learner.head.rows(support.ways)
-        classes = torch.arange(rows, device=self._device) < support.ways
+        classes = self._classes(support.ways, rows)
         inputs, labels = (
             torch.from_numpy(array).to(self._device) for array in (support.inputs, support.labels)
         )
@@ -88,8 +88,7 @@ class Alone:
         ready = phi.ready
         if ready is None or ready.calibration != self.answering.calibration:  # it is another now
             held = self._layout.read(phi.vector, phi.rows)
-            classes = torch.arange(phi.rows, device=self._device) < phi.ways
-            ready = self.answering.ready(held, classes)
+            ready = self.answering.ready(held, self._classes(phi.ways, phi.rows))
             if phi.ready is not None:  # it takes the same memory
                 phi.ready = ready
         inputs = torch.from_numpy(query).to(self._device)
@@ -135,6 +134,10 @@ class Alone:
             [*_spread(ready, self.answering.fitted), torch.zeros(QUERIES, *card.input.shape)],
             free=5 if any_rows else 1,
         )
+
+    def _classes(self, ways: int, rows: int) -> Tensor:
+        """Which of the rows of a head are classes, (rows,) bool."""
+        return torch.arange(rows, device=self._device) < ways
 
     def _adaptation(self, learner: Learner, steps: int) -> Run:
         """An adaptation as a function of θ, α, the calibration's numbers, and the task."""

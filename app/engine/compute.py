@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 
 class Computer:
-    """One model version in a lane of the device. Only one thread at a time may call it.
+    """One model version in a lane of the device. Only one thread at a time may compute with it.
 
     Tasks that share a computation meet in slots, one row of `slots` for each: an adaptation writes
     φ there, and queries are answered by what has been copied there. So recordings of whatever shape
