@@ -9,7 +9,7 @@ other, whatever the concurrency; it runs with several numbers of threads and is 
 best. Before anything is timed the answers are compared, and the run fails where a probability
 differs by more than 1e-4.
 
-The floor is the arithmetic of one request as the engine does it alone, counted by
+The floor is the arithmetic of one request alone, without padding, counted by
 `torch.utils.flop_counter`, at the best rate of a large matrix product seen in the same run.
 """
 
@@ -255,11 +255,12 @@ def products(device: torch.device) -> float:
     )
 
 
-def floor(
-    model: LoadedModel, device: torch.device, request: Request, steps: int, products_per_s: float
-) -> float:
-    """Requests a second if all arithmetic ran at the rate of a large matrix product."""
-    computer = Computer(model, device, len(request.support.labels), 1)
+def floor(model: LoadedModel, request: Request, steps: int, products_per_s: float) -> float:
+    """Requests a second if all arithmetic ran at the rate of a large matrix product.
+
+    It is counted on the CPU, which pads nothing and records nothing.
+    """
+    computer = Computer(model, torch.device("cpu"), len(request.support.labels), 1)
     with FlopCounterMode(display=False) as counter:
         [(phi, _)] = computer.adapt([request.support], steps)
         computer.predict([(phi, request.query)])
@@ -302,7 +303,7 @@ def measure(
             engine.stop(60)
         before = products(device)
         best = best_rates(peers, requests[0], seconds / 2, threads)
-        bound = floor(model, device, requests[0], steps, max(before, products(device)))
+        bound = floor(bundled(folder), requests[0], steps, max(before, products(device)))
         rows += [
             Row(
                 device_name(device),

@@ -66,10 +66,10 @@ def outlier_terms(features: Tensor, means: Tensor, classes: Tensor, size: Tensor
     squared = distances.square().clamp(min=_LEAST)  # (Q, N)
     nearest = squared.masked_fill(~classes, torch.inf).amin(-1)
     mean = squared.masked_fill(~classes, 0).sum(-1) / classes.sum()
-    terms = torch.stack([nearest.log(), (nearest / mean).log()], -1)
-    ones = torch.ones_like(terms[:, :1])
-    sizes = size.expand(terms.shape[0], -1)
-    return torch.cat([ones, terms, sizes, (nearest.log() * size[0])[:, None]], -1)
+    near, share = nearest.log(), (nearest / mean).log()
+    classes_log, shots_log = (each.expand_as(near) for each in size)
+    terms = [torch.ones_like(near), near, share, classes_log, shots_log, near * classes_log]
+    return torch.stack(terms, -1)
 
 
 def outlier_probability(weights: Sequence[float] | Tensor, terms: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def _product(patches: Tensor, matrix: Tensor, *, by_picture: bool) -> Tensor:
     most of a GPU idle.
     """
     if by_picture:
-        outputs = patches.flatten(1, 2) @ matrix.expand(len(patches), -1, -1)
+        outputs = patches.flatten(1, 2) @ matrix.expand(patches.shape[0], -1, -1)
     else:
         outputs = patches.flatten(0, 2) @ matrix
     return outputs.reshape(*patches.shape[:3], -1)
