@@ -1,9 +1,17 @@
-"""Tasks and queries one by one, as they are: all of them on a CPU, on a GPU what shares nothing."""
+"""Tasks and queries one by one, as they are: all of them on a CPU, on a GPU what shares nothing.
+
+Nearly every method of a tensor gives the interpreter's lock away, whether it computes or not, and a
+lane waits for it again while another thread runs Python, up to its switch interval. So what is not
+in a graph is as little as can be, and NumPy's.
+"""
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from app.engine.answering import Answering, fitted
@@ -46,6 +54,7 @@ class Alone:
             model.learner, card.calibration, fitted(card.calibration, device)
         )
         self._names = sorted(model.theta)
+        self._network = [name for name in self._names if name.startswith(NETWORK)]
         # Step by step already: to take a step out of each is an operation for every parameter.
         self._alpha = {name: model.alpha[name].unbind() for name in sorted(model.alpha)}
         self._fixed = [
@@ -68,22 +77,22 @@ class Alone:
     def adapt(self, support: SupportSet, steps: int) -> PhiAndLoss:
         """Adapts θ to one support set."""
         rows = self._model.learner.head.rows(support.ways)
-        classes = self._classes(support.ways, rows)
-        inputs, labels = (
-            torch.from_numpy(array).to(self._device) for array in (support.inputs, support.labels)
-        )
-        mask = torch.ones_like(labels, dtype=torch.bool)
-        vector, weight, bias, losses = GRAPHS.run(
+        task = [
+            self._classes(support.ways, rows),
+            self._tensor(support.inputs),
+            self._tensor(support.labels),
+            self._tensor(np.ones(len(support.labels), np.bool_)),
+        ]
+        vector, losses, weight, bias, means, size, *parameters = GRAPHS.run(
             ("adapt", steps, self._what),
             self._adaptation(self._model.learner, steps),
-            [*self._fixed, classes, inputs, labels, mask],
+            [*self._fixed, *task],
         )
-        held = self._layout.read(vector, rows)
-        calibration = self.answering.calibration
-        ready = Ready(held.parameters, weight, bias, held.means, held.size, classes, calibration)
+        network = dict(zip(self._network, parameters, strict=True))
+        ready = Ready(network, weight, bias, means, size, task[0], self.answering.calibration)
         return Phi(vector, support.ways, rows, ready), tuple(losses.tolist())
 
-    def answer(self, phi: Phi, query: Floats) -> tuple[Tensor, Tensor]:
+    def answer(self, phi: Phi, query: Floats) -> tuple[Floats, Floats]:
         """Answers to the queries of one φ, as `Answering.answer` gives them."""
         ready = phi.ready
         if ready is None or ready.calibration != self.answering.calibration:  # it is another now
@@ -91,13 +100,12 @@ class Alone:
             ready = self.answering.ready(held, self._classes(phi.ways, phi.rows))
             if phi.ready is not None:  # it takes the same memory
                 phi.ready = ready
-        inputs = torch.from_numpy(query).to(self._device)
-        probabilities, outlier = GRAPHS.run(
+        probabilities, outliers = GRAPHS.run(
             ("answer", self._what),
             self._answers(self._model.learner),
-            [*_spread(ready, self.answering.fitted), inputs],
+            [*_spread(ready, self.answering.fitted), self._tensor(query)],
         )
-        return probabilities, outlier
+        return array_of(probabilities), array_of(outliers)
 
     def record(self) -> None:
         """Records the adaptation by the usual number of steps, and the answers.
@@ -137,7 +145,11 @@ class Alone:
 
     def _classes(self, ways: int, rows: int) -> Tensor:
         """Which of the rows of a head are classes, (rows,) bool."""
-        return torch.arange(rows, device=self._device) < ways
+        return self._tensor(np.arange(rows) < ways)
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor if self._device.type == "cpu" else tensor.to(self._device)
 
     def _adaptation(self, learner: Learner, steps: int) -> Run:
         """An adaptation as a function of θ, α, the calibration's numbers, and the task."""
@@ -155,8 +167,10 @@ class Alone:
                 learner, theta, support, classes, alpha, steps, vjp_once
             )
             vector = torch.zeros(self._layout.length(classes.shape[0]), device=self._device)
-            ready = answering.ready(self._layout.write(vector, adapted), classes)
-            return vector, ready.weight, ready.bias, losses
+            held = self._layout.write(vector, adapted)
+            ready = answering.ready(held, classes)
+            parameters = [ready.parameters[name] for name in self._network]
+            return vector, losses, ready.weight, ready.bias, held.means, held.size, *parameters
 
         return compute
 
@@ -165,7 +179,7 @@ class Alone:
 
         def compute(*tensors: Tensor) -> Sequence[Tensor]:
             given = iter(tensors)
-            parameters = {name: next(given) for name in self._names if name.startswith(NETWORK)}
+            parameters = {name: next(given) for name in self._network}
             numbers = [next(given) for _ in self.answering.fitted]
             size, weight, bias, means, classes, inputs = given
             calibration = self.answering.calibration
@@ -192,10 +206,16 @@ def adapted_contents(
     return Contents(phi, means, task_size(shots, classes)), losses
 
 
+def array_of(tensor: Tensor) -> Floats:
+    """A tensor's numbers, on a CPU where they are."""
+    array: Floats = (tensor if tensor.device.type == "cpu" else tensor.cpu()).numpy()
+    return array
+
+
 def _spread(ready: Ready, numbers: Sequence[Tensor]) -> list[Tensor]:
     """What answers are a function of, but the queries, one after the other."""
     return [
-        *(value for name, value in ready.parameters.items() if name.startswith(NETWORK)),
+        *ready.parameters.values(),
         *numbers,
         ready.size,
         ready.weight,

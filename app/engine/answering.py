@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from app.engine.phi import Contents, Ready
 from app.learning.calibration import outlier_probability, outlier_terms, temperature
-from app.learning.learner import Learner
+from app.learning.learner import NETWORK, Learner
 from app.registry.card import Calibration
 
 
@@ -38,8 +38,8 @@ class Answering:
             weight, bias = weight / heat, bias / heat
         weight = weight.masked_fill(~classes[:, None], 0)  # whatever another φ may have left there
         bias = bias.masked_fill(~classes, float("-inf"))
-        means, size = held.means, held.size
-        return Ready(held.parameters, weight, bias, means, size, classes, self.calibration)
+        network = {name: p for name, p in held.parameters.items() if name.startswith(NETWORK)}
+        return Ready(network, weight, bias, held.means, held.size, classes, self.calibration)
 
     def answer(self, ready: Ready, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities (Q, rows) and how probable it is that a query is of no class, (Q,).

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from app.devices import one_thread
-from app.engine.alone import Alone, PhiAndLoss, adapted_contents
+from app.engine.alone import Alone, PhiAndLoss, adapted_contents, array_of
 from app.engine.phi import Contents, Layout, Phi
 from app.engine.requests import Answers, Floats, SupportSet
 from app.engine.shapes import padded, padded_rows, sharing_of
@@ -79,7 +79,7 @@ class Computer:
             same.setdefault(id(phi), []).append(index)
         joint = self._predict(
             [
-                (requests[indices[0]][0], np.concatenate([requests[at][1] for at in indices]))
+                (requests[indices[0]][0], _concatenated([requests[at][1] for at in indices]))
                 for indices in same.values()
             ]
         )
@@ -214,18 +214,21 @@ class Computer:
     def _answer(self, group: Sequence[tuple[int, Phi, Floats]], size: int) -> list[Answers]:
         """Answers to chunks of queries, as one computation where they can share one."""
         sharing = self.sharing.counts(size, self.at_once)
-        answered: Iterable[tuple[Tensor, Tensor]]
+        answered: Iterable[tuple[Floats, Floats]]
         calibrated = self.card.calibration is not None
         with torch.no_grad():
             if len(group) in sharing and self._fit(phi.ways for _, phi, _ in group):
                 probabilities, outliers = self._answer_together(group, size)
-                answered = zip(probabilities.cpu(), outliers.cpu(), strict=True)
+                # Copies, as the next replay writes to the same tensors.
+                answered = zip(
+                    array_of(probabilities.clone()), array_of(outliers.clone()), strict=True
+                )
             else:
                 answered = (self.alone.answer(phi, query) for _, phi, query in group)
             return [
                 Answers(
-                    probabilities[: len(query), : phi.ways].cpu().numpy().copy(),
-                    outliers[: len(query)].cpu().numpy().copy() if calibrated else None,
+                    probabilities[: len(query), : phi.ways],
+                    outliers[: len(query)] if calibrated else None,
                 )
                 for (_, phi, query), (probabilities, outliers) in zip(group, answered, strict=True)
             ]
@@ -277,9 +280,13 @@ def _joined(parts: Sequence[Answers], phi: Phi) -> Answers:
         return Answers(np.empty((0, phi.ways), np.float32), None)
     outliers = [part.outlier for part in parts if part.outlier is not None]
     return Answers(
-        np.concatenate([part.probabilities for part in parts]),
-        np.concatenate(outliers) if outliers else None,
+        _concatenated([part.probabilities for part in parts]),
+        _concatenated(outliers) if outliers else None,
     )
+
+
+def _concatenated(arrays: Sequence[Floats]) -> Floats:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def check_served(model: LoadedModel) -> None:

@@ -33,8 +33,9 @@ class Ready(NamedTuple):
     """φ as queries need it.
 
     `weight` (rows, D) and `bias` (rows,) give logits that are divided by the temperature already,
-    and -∞ for a row that is no class. `classes` (rows,) bool says which are; `parameters`, `means`
-    and `size` are those of `Contents`, and views where they are.
+    and -∞ for a row that is no class. `classes` (rows,) bool says which are. The network's
+    `parameters` by name, sorted, `means` and `size` are those of `Contents`, and views where they
+    are.
     """
 
     parameters: Params
