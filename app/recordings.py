@@ -24,29 +24,55 @@ class CannotRecord(RuntimeError):
     """A computation does what no recording can: the message says what."""
 
 
-class Recordings:
-    """The recordings of one computation, by the shapes of its inputs."""
+class Pool:
+    """Memory of the GPU that recordings share, which never run at the same time.
+
+    What one recording returns the next one may overwrite, of whichever computation it is.
+    """
 
     def __init__(self) -> None:
+        self._handle: Any = None
+
+    @property
+    def handle(self) -> Any:
+        """What torch knows it by."""
+        if self._handle is None:
+            self._handle = torch.cuda.graph_pool_handle()
+        return self._handle
+
+
+class Recordings:
+    """The recordings of one computation, by the shapes of its inputs.
+
+    Args:
+        device: where to compute, if that is not where the inputs are.
+        pool: where recordings keep what they compute; without it in one of their own.
+    """
+
+    def __init__(self, device: torch.device | None = None, pool: Pool | None = None) -> None:
+        self._device = device
+        self._pool = pool or Pool()
         self._what: Hashable = None
         self._by_shapes: dict[Hashable, _Recording] = {}
-        self._pool: Any = None
 
     def run(self, what: Hashable, compute: Compute, inputs: Any) -> Any:
-        """What `compute` returns for the inputs; on a GPU the tensors hold it until the next run.
+        """What `compute` returns for the inputs.
+
+        On a GPU the tensors hold it until the next run of any that share the pool.
 
         Args:
             what: names the computation; the same name must always mean the same. Recordings of the
                 one before are dropped.
             compute: the computation, of the inputs as its one argument.
-            inputs: a tree of tensors on one device.
+            inputs: a tree of tensors. Those in page-locked memory must not change until the GPU
+                has read them.
 
         Raises:
             CannotRecord: it reads values back from the GPU, or makes tensors of Python's numbers.
             torch.OutOfMemoryError: the GPU's memory does not suffice.
         """
         leaves = tree_leaves(inputs)
-        device = leaves[0].device
+        device = self._device or leaves[0].device
         if device.type != "cuda":
             return compute(inputs)
         if what != self._what:
@@ -54,11 +80,10 @@ class Recordings:
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         with torch.cuda.device(device):
             if shapes not in self._by_shapes:
+                inputs = tree_map(lambda leaf: leaf.to(device), inputs)
                 if len(self._by_shapes) >= MOST:
                     return compute(inputs)
-                if self._pool is None:
-                    self._pool = torch.cuda.graph_pool_handle()
-                self._by_shapes[shapes] = _Recording(compute, inputs, self._pool)
+                self._by_shapes[shapes] = _Recording(compute, inputs, self._pool.handle)
             return self._by_shapes[shapes].replay(inputs)
 
 
@@ -88,6 +113,6 @@ class _Recording:
     def replay(self, inputs: Any) -> Any:
         """The results of the inputs, in tensors that the next replay overwrites."""
         for ours, theirs in zip(tree_leaves(self._inputs), tree_leaves(inputs), strict=True):
-            ours.copy_(theirs)
+            ours.copy_(theirs, non_blocking=True)
         self._graph.replay()
         return self._results

@@ -54,7 +54,7 @@ class Settings(BaseSettings):
     """Longest time to live that a session may ask for, in seconds."""
     queue_limit: int = Field(256, ge=1)
     """Most requests that wait for the device; beyond it a request gets 503."""
-    batch_limit: int = Field(16, ge=1)
+    batch_limit: int = Field(64, ge=1)
     """Most requests that share one batch on the device; a CPU computes each adaptation alone."""
     phi_cache_bytes: int = Field(512 * MEBIBYTE, ge=0)
     """Bytes of the cache of adapted weights φ on the device; with 0 every query adapts anew."""

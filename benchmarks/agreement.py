@@ -69,8 +69,10 @@ def measure(
             ]
             ask = partial(_answers, computer, steps)
             alone = [ask([request])[0] for request in requests]
-            with one_thread():
-                single = [ask([request])[0] for request in requests]
+            single = alone
+            if device.type == "cpu":
+                with one_thread():
+                    single = [ask([request])[0] for request in requests]
             found = (
                 _furthest(zip(alone, ask(requests), strict=True)),
                 _furthest(zip(alone, single, strict=True)),

@@ -28,8 +28,10 @@ from app.learning.tasks import Examples
 from app.learning.vjp import Vjp, vjp_once
 from app.registry.registry import LoadedModel
 
-PhiAndLoss = tuple[Phi, tuple[float, ...]]
-"""φ, and the support loss before the first step and after each."""
+PhiAndLoss = tuple[Phi, Tensor]
+"""φ, and the support loss (steps + 1,) before the first step and after each.
+
+A GPU may still be computing them: to read them is to wait for it."""
 
 GRAPHS = Graphs()
 """Of all versions in this process: those whose networks, heads and steps are alike share them."""
@@ -90,9 +92,9 @@ class Alone:
         )
         network = dict(zip(self._network, parameters, strict=True))
         ready = Ready(network, weight, bias, means, size, task[0], self.answering.calibration)
-        return Phi(vector, support.ways, rows, ready), tuple(losses.tolist())
+        return Phi(vector, support.ways, rows, ready), losses
 
-    def answer(self, phi: Phi, query: Floats) -> tuple[Floats, Floats]:
+    def answer(self, phi: Phi, query: Floats) -> tuple[Tensor, Tensor]:
         """Answers to the queries of one φ, as `Answering.answer` gives them."""
         ready = phi.ready
         if ready is None or ready.calibration != self.answering.calibration:  # it is another now
@@ -105,7 +107,7 @@ class Alone:
             self._answers(self._model.learner),
             [*_spread(ready, self.answering.fitted), self._tensor(query)],
         )
-        return array_of(probabilities), array_of(outliers)
+        return probabilities, outliers
 
     def record(self) -> None:
         """Records the adaptation by the usual number of steps, and the answers.

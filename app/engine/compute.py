@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate
-from typing import Any
+from itertools import accumulate, product
+from typing import Any, NamedTuple
 
 import numpy as np
 import structlog
@@ -13,18 +13,28 @@ import torch
 import torch.func
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
 from app.devices import one_thread
 from app.engine.alone import Alone, PhiAndLoss, adapted_contents, array_of
 from app.engine.phi import Contents, Layout, Phi
 from app.engine.requests import Answers, Floats, SupportSet
-from app.engine.shapes import padded, padded_rows, sharing_of
+from app.engine.shapes import groups, padded, padded_rows, shared_rows, sharing_of
+from app.engine.staging import Staging
 from app.errors import RegistryError
 from app.learning.tasks import Examples
-from app.recordings import CannotRecord, Compute, Recordings
+from app.recordings import CannotRecord, Compute, Pool, Recordings
 from app.registry.registry import LoadedModel
 
 log = structlog.get_logger(__name__)
+
+
+class Chunk(NamedTuple):
+    """Queries (Q, *input_shape) that are computed at once, of the request with this number."""
+
+    request: int
+    phi: Phi
+    query: Floats
 
 
 class Computer:
@@ -35,8 +45,18 @@ class Computer:
     read and write one place.
     """
 
-    def __init__(self, model: LoadedModel, device: torch.device, max_classes: int, at_once: int):
-        """Takes the model over; tasks of more than `max_classes` are computed alone."""
+    def __init__(
+        self,
+        model: LoadedModel,
+        device: torch.device,
+        max_classes: int,
+        at_once: int,
+        pool: Pool | None = None,
+    ):
+        """Takes the model over; tasks of more than `max_classes` are computed alone.
+
+        `pool` is where recordings keep what they compute: of all computers of a lane the same.
+        """
         model = model.on(device)
         self.card = model.card
         self.learner = model.learner
@@ -51,19 +71,23 @@ class Computer:
         self.alone = Alone(model, self.layout, device)
         self.rows = self.learner.head.rows(self.most_rows)
         """Rows of the head in a slot."""
-        slots = max(self.sharing.counts(1, at_once), default=0)
+        self.slot_rows = shared_rows(self.rows)
+        """To one of these the heads of an answer are padded."""
+        slots = max(self.sharing.query_counts(1, at_once), default=0)
         self.slots = torch.zeros(slots, self.layout.length(self.rows), device=device)
-        self.adaptations, self.answers = Recordings(), Recordings()
+        pool = pool or Pool()
+        self.adaptations, self.answers = (Recordings(device, pool) for _ in range(2))
+        self.staging = Staging(device)
         self.recorded = True
 
     def adapt(self, supports: Sequence[SupportSet], steps: int) -> list[PhiAndLoss]:
         """Adapts θ to each support set; all must have the same padded size."""
         size = padded(max(len(support.labels) for support in supports))
-        sharing = self.sharing.counts(size, self.at_once)
+        counts = self.sharing.counts(size, self.at_once)
         adapted: list[PhiAndLoss] = []
         with torch.no_grad():
-            for group in self.sharing.groups(supports, size, self.at_once):
-                if len(group) in sharing and self._fit(support.ways for support in group):
+            for group in groups(supports, counts):
+                if len(group) in counts and self._fit(support.ways for support in group):
                     adapted += self._together(group, size, steps)
                 else:
                     adapted += [self.alone.adapt(support, steps) for support in group]
@@ -92,18 +116,33 @@ class Computer:
 
     def _predict(self, requests: Sequence[tuple[Phi, Floats]]) -> list[Answers]:
         """As `predict`, one computation or more for each request."""
-        by_size: dict[int, list[tuple[int, Phi, Floats]]] = {}
+        alike: dict[tuple[int, int], list[Chunk]] = {}
         for index, (phi, query) in enumerate(requests):
             most = self.sharing.query_sizes[-1]
+            rows = next((few for few in self.slot_rows if phi.rows <= few), 0)
             for start in range(0, len(query), most):
-                chunk = query[start : start + most]
-                size = self.sharing.padded_queries(len(chunk))
-                by_size.setdefault(size, []).append((index, phi, chunk))
+                part = query[start : start + most]
+                size = self.sharing.padded_queries(len(part))
+                alike.setdefault((size, rows), []).append(Chunk(index, phi, part))
+        answered: list[tuple[Sequence[Chunk], Tensor, Tensor]] = []
+        with torch.no_grad():
+            for size, rows in sorted(alike, reverse=True):  # of one request the last is smallest
+                # Old sessions may know more classes than a slot has rows.
+                counts = self.sharing.query_counts(size, self.at_once) if rows else []
+                for group in groups(alike[size, rows], counts):
+                    if len(group) in counts:
+                        answered.append((group, *self._answer_together(group, size, rows)))
+                        continue
+                    for chunk in group:
+                        probabilities, outliers = self.alone.answer(chunk.phi, chunk.query)
+                        answered.append(([chunk], probabilities[None], outliers[None]))
         parts: list[list[Answers]] = [[] for _ in requests]
-        for size in sorted(by_size, reverse=True):  # of one request the last chunk is the smallest
-            for group in self.sharing.groups(by_size[size], size, self.at_once):
-                for (index, _, _), answer in zip(group, self._answer(group, size), strict=True):
-                    parts[index].append(answer)
+        for asked, probabilities, outliers in answered:  # all have been asked for by now
+            each = zip(asked, array_of(probabilities), array_of(outliers), strict=True)
+            for (index, phi, query), its, unknown in each:
+                calibrated = self.card.calibration is not None
+                outlier = unknown[: len(query)] if calibrated else None
+                parts[index].append(Answers(its[: len(query), : phi.ways], outlier))
         return [_joined(its, phi) for its, (phi, _) in zip(parts, requests, strict=True)]
 
     def weights(self, phi: Phi) -> dict[str, Floats]:
@@ -129,9 +168,11 @@ class Computer:
         for size in self.sharing.sizes(max_support):
             for count in self.sharing.counts(size, self.at_once):
                 yield partial(self.adapt, [self._blank(size, 2)] * count, steps)
-        for size in self.sharing.query_sizes:
-            for count in self.sharing.counts(size, self.at_once):
-                yield partial(self._warm_queries, 2, size, count)
+        for size, rows in product(self.sharing.query_sizes, self.slot_rows):
+            for count in self.sharing.query_counts(size, self.at_once):
+                yield partial(
+                    self._warm_queries, min(rows, self.learner.head.rows(rows)), size, count
+                )
         rows, sizes = padded_rows(1), self.sharing.query_sizes
         while rows <= self.most_rows:
             ways = min(rows, self.learner.head.rows(rows))
@@ -164,28 +205,29 @@ class Computer:
             return losses
 
         tasks = self._pad(group, size)
-        if steps == self.card.steps:  # of any number there would be too many recordings
-            losses = self._replayed(self.adaptations, compute, tasks)
-        else:
-            losses = compute(tasks)
+        # Of any number of steps there would be too many recordings.
+        losses = self._computed(self.adaptations, compute, tasks, record=steps == self.card.steps)
         adapted = []
-        slots = self.slots[: len(group)]
-        for support, slot, loss in zip(group, slots, losses.tolist(), strict=True):
+        for support, slot, loss in zip(group, self.slots, losses.clone(), strict=False):
             rows = self.learner.head.rows(support.ways)
             vector = slot[: self.layout.length(rows)].clone()
-            adapted.append((Phi(vector, support.ways, rows), tuple(loss)))
+            adapted.append((Phi(vector, support.ways, rows), loss))
         return adapted
 
-    def _replayed(self, recordings: Recordings, compute: Compute, inputs: Any) -> Any:
-        """What is computed of the inputs; on a GPU recorded, unless the network cannot be."""
-        if not self.recorded:
-            return compute(inputs)
-        try:
-            return recordings.run("", compute, inputs)
-        except CannotRecord as error:
-            self.recorded = False
-            self._warn(error)
-            return compute(inputs)
+    def _computed(
+        self, recordings: Recordings, compute: Compute, staged: Any, *, record: bool = True
+    ) -> Any:
+        """What is computed of staged inputs; on a GPU recorded, unless the network cannot be."""
+        if record and self.recorded:
+            try:
+                computed = recordings.run("", compute, staged)
+                self.staging.sent()
+                return computed
+            except CannotRecord as error:
+                self.recorded = False
+                self._warn(error)
+        inputs = tree_map(lambda tensor: tensor.to(self.device), staged)
+        return compute(inputs)
 
     def _warn(self, error: Exception) -> None:
         log.warning(
@@ -197,48 +239,34 @@ class Computer:
 
     def _pad(self, group: Sequence[SupportSet], size: int) -> tuple[Examples, Tensor]:
         """Support sets as one container (B, size, ...), and which classes exist (B, rows)."""
-        inputs = np.zeros((len(group), size, *self.card.input.shape), np.float32)
-        labels = np.zeros((len(group), size), np.int64)
-        mask = np.zeros((len(group), size), np.bool_)
+        self.staging.next()
+        inputs = self._staged("inputs", torch.float32, len(group), size, *self.card.input.shape)
+        labels = self._staged("labels", torch.int64, len(group), size)
+        mask = self._staged("mask", torch.bool, len(group), size)
         rows = self.learner.head.rows(min(size, self.most_rows))
-        classes = np.zeros((len(group), rows), np.bool_)
-        for index, support in enumerate(group):
+        classes = self._staged("classes", torch.bool, len(group), rows)
+        places = zip(inputs.numpy(), labels.numpy(), mask.numpy(), classes.numpy(), strict=True)
+        for support, (*examples, exists) in zip(group, places, strict=True):
             count = len(support.labels)
-            inputs[index, :count] = support.inputs
-            labels[index, :count] = support.labels
-            mask[index, :count] = True
-            classes[index, : support.ways] = True
-        to = [torch.from_numpy(array).to(self.device) for array in (inputs, labels, mask, classes)]
-        return Examples(*to[:3]), to[3]
+            for place, given in zip(examples, (support.inputs, support.labels, True), strict=True):
+                place[:count], place[count:] = given, 0
+            exists[:] = np.arange(rows) < support.ways
+        return Examples(inputs, labels, mask), classes
 
-    def _answer(self, group: Sequence[tuple[int, Phi, Floats]], size: int) -> list[Answers]:
-        """Answers to chunks of queries, as one computation where they can share one."""
-        sharing = self.sharing.counts(size, self.at_once)
-        answered: Iterable[tuple[Floats, Floats]]
-        calibrated = self.card.calibration is not None
-        with torch.no_grad():
-            if len(group) in sharing and self._fit(phi.ways for _, phi, _ in group):
-                probabilities, outliers = self._answer_together(group, size)
-                # Copies, as the next replay writes to the same tensors.
-                answered = zip(
-                    array_of(probabilities.clone()), array_of(outliers.clone()), strict=True
-                )
-            else:
-                answered = (self.alone.answer(phi, query) for _, phi, query in group)
-            return [
-                Answers(
-                    probabilities[: len(query), : phi.ways],
-                    outliers[: len(query)] if calibrated else None,
-                )
-                for (_, phi, query), (probabilities, outliers) in zip(group, answered, strict=True)
-            ]
+    def _staged(self, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+        return self.staging.tensor(name, shape, dtype)
 
     def _fit(self, ways: Iterable[int]) -> bool:
-        """Whether heads of so many classes fit a slot: old sessions may know more than new ones."""
+        """Whether heads of so many classes fit a slot."""
         return all(self.learner.head.rows(each) <= self.rows for each in ways)
 
-    def _answer_together(self, group: Sequence[tuple[int, Phi, Floats]], size: int) -> Any:
-        """The same of several, padded to one size; tensors (B, ...)."""
+    def _answer_together(
+        self, group: Sequence[Chunk], size: int, rows: int
+    ) -> tuple[Tensor, Tensor]:
+        """Answers to chunks of queries, padded to one size and so many rows of a head.
+
+        (B, size, rows) and (B, size), in memory of their own.
+        """
 
         def compute(inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             classes, queries = inputs
@@ -248,30 +276,37 @@ class Computer:
         def answer(held: Contents, classes: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
             return answering.answer(answering.ready(held, classes), inputs)
 
-        answering, phis = self.alone.answering, [phi for _, phi, _ in group]
-        padding = np.zeros((len(group), size, *self.card.input.shape), np.float32)
-        slots = self.slots[: len(group)]
-        for slot, place, (_, phi, query) in zip(slots, padding, group, strict=True):
-            slot[: len(phi.vector)].copy_(phi.vector)
-            place[: len(query)] = query
-        inputs = self._classes(phis, self.rows), torch.from_numpy(padding).to(self.device)
-        return self._replayed(self.answers, compute, inputs)
-
-    def _classes(self, phis: Sequence[Phi], rows: int) -> Tensor:
-        """Which of the rows of a head are classes of each φ, (B, rows) bool."""
-        ways = torch.tensor([phi.ways for phi in phis], device=self.device)
-        return torch.arange(rows, device=self.device) < ways[:, None]
+        answering = self.alone.answering
+        self.staging.next()
+        queries = self._staged("queries", torch.float32, len(group), size, *self.card.input.shape)
+        classes = self._staged("classes", torch.bool, len(group), rows)
+        places = zip(queries.numpy(), classes.numpy(), strict=True)
+        for (_, phi, query), (place, exists) in zip(group, places, strict=True):
+            place[: len(query)], place[len(query) :] = query, 0
+            exists[:] = np.arange(rows) < phi.ways
+        vectors = [phi.vector for _, phi, _ in group]
+        slots = [slot[: len(it)] for slot, it in zip(self.slots, vectors, strict=False)]
+        torch._foreach_copy_(slots, vectors)
+        probabilities, outliers = self._computed(self.answers, compute, (classes, queries))
+        return probabilities.clone(), outliers.clone()
 
 
 def computers_of(
-    model: LoadedModel, device: torch.device, max_classes: int, at_once: int, lanes: int
+    model: LoadedModel,
+    device: torch.device,
+    max_classes: int,
+    at_once: int,
+    pools: Sequence[Pool],
 ) -> list[Computer]:
     """A computer for each lane, with a network of its own; θ is shared. Arguments as of `Computer`.
 
     The parameters are put into a network while it runs, so no two threads can use the same.
     """
-    others = [replace(model, learner=model.learner.twin()) for _ in range(1, lanes)]
-    return [Computer(each, device, max_classes, at_once) for each in (model, *others)]
+    others = [replace(model, learner=model.learner.twin()) for _ in pools[1:]]
+    return [
+        Computer(each, device, max_classes, at_once, pool)
+        for each, pool in zip((model, *others), pools, strict=True)
+    ]
 
 
 def _joined(parts: Sequence[Answers], phi: Phi) -> Answers:

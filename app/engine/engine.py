@@ -22,6 +22,7 @@ from app.engine.requests import Adapted, Answers, Floats, ModelKey, SupportSet
 from app.engine.shapes import USUAL_NUMBERS, padded, sharing_of
 from app.engine.work import Adapt, Chore, Export, Predict
 from app.errors import DeviceError, Draining, EngineFailed, NotReady, Unavailable
+from app.recordings import Pool
 from app.registry import Card, LoadedModel, Registry
 from app.settings import Settings
 
@@ -92,9 +93,10 @@ class Engine:
             )
             for number in range(lanes)
         ]
+        self._pools = [Pool() for _ in self._lanes]
         self._recorder = threading.Thread(target=self._record, name="recorder", daemon=True)
         self._recorded: set[ModelKey] = set()
-        """Versions that are recorded, or are to be."""
+        """Versions that are recorded and warm, or are to be."""
         self._to_record: SimpleQueue[Sequence[Computer] | None] = SimpleQueue()
         self._warm = threading.Event()
         self._failure: EngineFailed | None = None
@@ -102,7 +104,7 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether every shape was computed once and the device works."""
+        """Whether every shape of the newest versions was computed once, and the device works."""
         alive = all(lane.thread.is_alive() for lane in self._lanes)
         return self._warm.is_set() and self._failure is None and alive
 
@@ -120,7 +122,7 @@ class Engine:
         return None if held is None else held.card
 
     def start(self) -> None:
-        """Starts the first lane, which warms every shape and then starts the others."""
+        """Starts the first lane, which warms the newest versions and then starts the others."""
         self._lanes[0].thread.start()
 
     def reload(self) -> None:
@@ -291,9 +293,7 @@ class Engine:
         check_served(model)
         computers = self._on_device(partial(self._make, model))
         self._recorded.add(key)
-        computers[0].record()
-        for do in computers[0].warm(self._settings.max_support):
-            self._on_device(do)
+        self._warm_beside(computers)
         self._computers[key] = computers
         self._models[key] = model
         seconds = round(time.monotonic() - began, 2)
@@ -324,20 +324,20 @@ class Engine:
             log.exception("a lane of the device ended", lane=lane.number, error=str(error))
 
     def _prepare(self) -> bool:
-        """Moves every θ to the device, warms every shape and starts the other lanes.
+        """Moves every θ to the device, warms the newest versions and starts the other lanes.
 
         Returns:
             Whether it came to its end: False where the engine was stopped before it was ready.
         """
         began = time.monotonic()
+        newest = {key.name: key for key in sorted(self._models, key=lambda key: key.version)}
         for key, model in self._models.items():
             try:
                 self._computers[key] = self._make(model)
-                if key.version == max(
-                    each.version for each in self._models if each.name == key.name
-                ):
-                    self._recorded.add(key)
-                    self._computers[key][0].record()
+                if key != newest[key.name]:
+                    continue
+                self._recorded.add(key)
+                self._computers[key][0].record()
                 for do in self._computers[key][0].warm(self._settings.max_support):
                     if self._queue.closed:
                         return False
@@ -359,13 +359,25 @@ class Engine:
         return True
 
     def _record(self) -> None:
-        """The recorder's thread: records older versions once somebody asks for them."""
+        """The recorder's thread: records and warms older versions once somebody asks for them."""
         while (computers := self._to_record.get()) is not None:
-            if not self._queue.closed:
-                computers[0].record()
+            try:
+                self._warm_beside(computers)
+            except Unavailable:  # the engine was stopped, or its device is broken
+                return
+            except Exception as error:  # requests meet it too, and are told
+                card = computers[0].card
+                log.error("not warm", model=card.name, version=card.version, reason=str(error))
+
+    def _warm_beside(self, computers: Sequence[Computer]) -> None:
+        """Records and warms a version, while requests are served."""
+        self._queue.check_open()
+        computers[0].record()
+        for do in computers[0].warm(self._settings.max_support):
+            self._on_device(do)
 
     def _make(self, model: LoadedModel) -> Sequence[Computer]:
         limits = self._settings
         return computers_of(
-            model, self._device, limits.max_classes, limits.batch_limit, len(self._lanes)
+            model, self._device, limits.max_classes, limits.batch_limit, self._pools
         )

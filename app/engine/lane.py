@@ -170,7 +170,8 @@ class Lane:
         for index, (entry, (phi, losses)) in enumerate(zip(batch, adapted, strict=True)):
             self._cache.put(entry.phi_key, phi)
             weights = computer.weights(phi) if entry.work.export else None
-            entry.future.set_result(Adapted(losses, answered.get(index), weights))
+            loss = tuple(losses.tolist())
+            entry.future.set_result(Adapted(loss, answered.get(index), weights))
 
     def _predict(self, batch: list[Entry], computer: Computer) -> None:
         found = []

@@ -7,6 +7,7 @@ not done sooner for certain; `benchmarks/README.md` has the measurements.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TypeVar
 
 import torch
@@ -28,6 +29,8 @@ class Sharing:
     queries: int
     """Most queries of a request that is answered along with others, at least with those of the same
     session."""
+    queries_together: int
+    """Most queries of such a computation, padding included."""
     query_sizes: tuple[int, ...]
     """What the queries of requests that share a computation are padded to; the last is also the
     most of one request that are computed at once."""
@@ -52,20 +55,27 @@ class Sharing:
 
     def counts(self, size: int, most: int) -> list[int]:
         """How many tasks of a size share a computation: powers of two, at most `most`."""
+        return self._powers(min(most, self.together // size)) if size <= self.largest else []
+
+    def query_counts(self, size: int, most: int) -> list[int]:
+        """How many requests with a padded number of queries share a computation, likewise."""
+        return self._powers(min(most, self.queries_together // size)) if self.largest else []
+
+    def _powers(self, most: int) -> list[int]:
         counts, count = [], self.least
-        while count <= most and count * size <= self.together:
-            if size <= self.largest:
-                counts.append(count)
+        while count <= most:
+            counts.append(count)
             count *= 2
         return counts
 
-    def groups(self, items: Sequence[Item], size: int, most: int) -> Iterator[Sequence[Item]]:
-        """Cuts tasks of a size into runs of as many as share a computation, or of one."""
-        start, counts = 0, {1, *self.counts(size, most)}
-        while start < len(items):
-            count = max(n for n in counts if n <= len(items) - start)
-            yield items[start : start + count]
-            start += count
+
+def groups(items: Sequence[Item], counts: Sequence[int]) -> Iterator[Sequence[Item]]:
+    """Cuts items into runs of as many as share a computation, or of one."""
+    start = 0
+    while start < len(items):
+        count = max(n for n in (1, *counts) if n <= len(items) - start)
+        yield items[start : start + count]
+        start += count
 
 
 USUAL_NUMBERS = 28 * 28
@@ -76,6 +86,7 @@ ON_CPU = Sharing(
     largest=0,
     together=0,
     queries=16,
+    queries_together=0,
     query_sizes=(1, 4, 16, 64, 256),
     work=1000,
     lanes=8,
@@ -86,7 +97,8 @@ ON_GPU = Sharing(
     largest=1024,
     together=4096,
     queries=1024,
-    query_sizes=(1, 4, 16, 64, 96, 128, 256),
+    queries_together=8192,
+    query_sizes=(1, 4, 16, 32, 48, 64, 80, 96, 128, 256),
     work=100_000,
     lanes=1,
     work_at_once=100_000,
@@ -101,20 +113,29 @@ def sharing_of(device: torch.device, numbers: int) -> Sharing:
     """
     if device.type == "cpu":
         return ON_CPU
-    together = min(ON_GPU.together, max(1, ON_GPU.together * USUAL_NUMBERS // numbers))
+    share = min(1.0, USUAL_NUMBERS / numbers)
+    together = max(1, int(ON_GPU.together * share))
+    queries_together = max(1, int(ON_GPU.queries_together * share))
     return replace(
         ON_GPU,
         together=together,
         largest=min(ON_GPU.largest, together),
-        query_sizes=tuple(size for size in ON_GPU.query_sizes if size <= together),
+        queries_together=queries_together,
+        query_sizes=tuple(size for size in ON_GPU.query_sizes if size <= queries_together),
     )
 
 
 def padded(count: int) -> int:
-    """The least power of two from four on that holds `count` examples."""
-    return max(4, 1 << (count - 1).bit_length())
+    """The least of 4, 6, 8, 12, 16, 24, ... that holds `count` examples."""
+    power = max(4, 1 << (count - 1).bit_length())
+    return max(4, power * 3 // 4 if count <= power * 3 // 4 else power)
 
 
 def padded_rows(ways: int) -> int:
     """The least power of two from eight on that holds `ways` rows of a head."""
     return max(8, 1 << (ways - 1).bit_length())
+
+
+def shared_rows(rows: int) -> list[int]:
+    """What the rows of a head are padded to in a shared computation, `rows` at most."""
+    return [*takewhile(lambda few: few < rows, (8, 32)), rows]

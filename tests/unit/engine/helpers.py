@@ -27,7 +27,7 @@ DEEP = ModelKey("deep", 2)
 FIXED = ModelKey("fixed", 1)
 SHAPES = {CONV: (1, 12, 12), DEEP: (5,), FIXED: (5,)}
 CALIBRATION = Calibration(temperature=(0.4, 0.3, -0.2), outlier=(-1, 0.5, 1.5, 0.2, 0.3, -0.1))
-SHARED = replace(ON_CPU, largest=16, together=80, lanes=1, work_at_once=1000)
+SHARED = replace(ON_CPU, largest=16, together=80, queries_together=80, lanes=1, work_at_once=1000)
 """As a device that computes several tasks at once, but with few shapes to warm."""
 PADDED = replace(SHARED, least=1)
 """As a GPU, which computes a lone task too in a shape that was recorded, and replays it."""

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from app.engine import Engine, compute
 from app.engine.alone import Alone
-from app.engine.shapes import ON_CPU, ON_GPU, padded, padded_rows
+from app.engine.shapes import ON_CPU, ON_GPU, groups, padded, padded_rows, shared_rows
 from tests.unit.engine.helpers import (
     CONV,
     DEEP,
@@ -27,8 +27,19 @@ Shapes = set[tuple[tuple[int, ...], ...]]
 SHARINGS = pytest.mark.parametrize("sharing", [ON_CPU, ON_GPU, SHARED])
 
 
-def test_padding_is_to_powers_of_two():
-    assert [padded(count) for count in (1, 4, 5, 8, 9, 100, 1024)] == [4, 4, 8, 8, 16, 128, 1024]
+def test_padding_is_to_powers_of_two_and_to_half_more():
+    wanted = {1: 4, 4: 4, 5: 6, 6: 6, 7: 8, 8: 8, 9: 12, 13: 16, 96: 96, 100: 128, 1024: 1024}
+    assert {count: padded(count) for count in wanted} == wanted
+
+
+def test_rows_of_an_answer_are_padded_to_few_numbers():
+    assert [shared_rows(rows) for rows in (5, 8, 16, 32, 128)] == [
+        [5],
+        [8],
+        [8, 16],
+        [8, 32],
+        [8, 32, 128],
+    ]
 
 
 def test_rows_are_padded_to_a_power_of_two():
@@ -39,14 +50,14 @@ def test_rows_are_padded_to_a_power_of_two():
 @pytest.mark.parametrize("size", [4, 5, 8, 16, 20, 64])
 @pytest.mark.parametrize("most", [1, 4, 16])
 def test_groups_lose_nothing_and_are_as_many_as_one_computation_takes(sharing, size, most):
-    for count in range(40):
-        groups = [list(group) for group in sharing.groups(range(count), size, most)]
-        assert [item for group in groups for item in group] == list(range(count))
-        allowed = {1, *sharing.counts(size, most)}
-        assert {len(group) for group in groups} <= allowed
-        lengths = [len(group) for group in groups]
-        assert lengths == sorted(lengths, reverse=True)
-        assert lengths.count(1) < 2 or max(sharing.counts(size, most), default=1) == 1
+    for counts in (sharing.counts(size, most), sharing.query_counts(size, most)):
+        for count in range(40):
+            found = [list(group) for group in groups(range(count), counts)]
+            assert [item for group in found for item in group] == list(range(count))
+            lengths = [len(group) for group in found]
+            assert set(lengths) <= {1, *counts}
+            assert lengths == sorted(lengths, reverse=True)
+            assert lengths.count(1) < 2 or max(counts, default=1) == 1
 
 
 @SHARINGS
@@ -56,7 +67,11 @@ def test_what_shares_a_computation_is_bounded(sharing):
         for count in sharing.counts(size, 16):
             assert sharing.least <= count <= 16
             assert count * size <= sharing.together
-    assert sharing.sizes(5) == ([4, 8] if sharing.largest else [])
+    for size in sharing.query_sizes:
+        for count in sharing.query_counts(size, 16):
+            assert sharing.least <= count <= 16
+            assert count * size <= sharing.queries_together
+    assert sharing.sizes(5) == ([4, 6] if sharing.largest else [])
     assert not sharing.counts(padded(sharing.largest + 1), 16)
 
 
@@ -141,10 +156,10 @@ def test_after_warming_up_no_tasks_that_share_a_computation_have_a_new_shape(
 
 def test_warming_up_runs_each_shape_and_no_more(build, seen):
     start(build(max_support=64, max_classes=16, batch_limit=16))
-    adaptations = 4 + 3 + 2  # groups of 2 to 16 sets of 4, 8 and 16
+    adaptations = 4 + 3 + 3 + 2 + 2  # groups of 2 to 16 sets of 4, 6, 8, 12 and 16
     answers = 4 + 4 + 2  # 2 to 16 requests of 1, 4 and 16 queries
-    models = 3
-    assert len(seen) == models * (adaptations + answers)
+    models, rows = 3, 2 + 2 + 1  # of a head 8 or 16, of the fixed one always three
+    assert len(seen) == models * adaptations + rows * answers
 
 
 def test_a_task_alone_is_computed_as_it_is(running, seen):
@@ -175,7 +190,7 @@ def test_small_tasks_share_a_computation_and_large_ones_do_not(running, device, 
     load.adapt(4, 40, 2, 3)
     # The one that held the device both times, the ninth, and the large ones.
     assert alone == [2, 5, 2, 40, 40, 40, 40]
-    assert together == [8], "eight as one, each padded to eight examples"
+    assert together == [6], "eight as one, each padded to six examples"
 
 
 @pytest.mark.parametrize("sharing", [ON_CPU])

@@ -81,7 +81,7 @@ def test_a_graph_gives_what_python_gives_for_tasks_of_any_size(tmp_path, graphs,
         def answered(support=support, queries=queries) -> list:
             phi, losses = one.alone.adapt(support, steps)
             answers = [tensor for query in queries for tensor in one.alone.answer(phi, query)]
-            return [phi.vector, torch.tensor(losses), *answers]
+            return [phi.vector, losses, *answers]
 
         with torch.no_grad():
             for _ in range(2):  # torch makes more of a graph once it has run
@@ -126,7 +126,7 @@ def test_versions_of_one_kind_share_graphs_and_each_answers_by_its_own_numbers(
     def answered() -> list[torch.Tensor]:
         with torch.no_grad():
             phi, losses = one.alone.adapt(support_of([2, 3], NUMBERS), 3)
-            return [phi.vector, torch.tensor(losses), *one.alone.answer(phi, query)]
+            return [phi.vector, losses, *one.alone.answer(phi, query)]
 
     by_graph = answered()
     monkeypatch.setattr(graphs, "_runs", {})

@@ -225,6 +225,7 @@ def test_a_lone_request_has_all_threads_and_those_side_by_side_their_share(
     counted.clear()  # of warming up
     answer(engine, "alone", problem(1, [1, 2]))
     assert counted == [THREADS]
+    wait_until(lambda: not engine._queue._at_work)  # its lane may not be back yet
     held = device.hold(engine)
     answer(engine, "beside", problem(2, [1, 2]))
     device.gate.set()

@@ -74,6 +74,19 @@ def test_what_another_sessions_weights_left_in_a_slot_is_in_no_answer(running, m
     np.testing.assert_allclose(later.probabilities, want, **SAME)
 
 
+@pytest.mark.parametrize("sharing", [replace(PADDED, together=4, queries_together=4)])
+def test_what_one_replay_gave_is_kept_when_the_next_of_its_shape_runs(running, models):
+    computer = running(batch_limit=8)._computers[CONV][0]
+    works = [problem(seed, [1, 1], queries=3 + seed) for seed in range(4)]
+    adapted = computer.adapt([work.support for work in works], works[0].steps)
+    asked = [(phi, work.query) for (phi, _), work in zip(adapted, works, strict=True)]
+    answers = computer.predict(asked)
+    for work, (_, losses), got in zip(works, adapted, answers, strict=True):
+        want = plain(models[CONV], work)
+        np.testing.assert_allclose(losses, want.support_loss, **SAME)
+        np.testing.assert_allclose(got.probabilities, rows_of(want), **SAME)
+
+
 @pytest.mark.parametrize("sharing", [PADDED])
 def test_there_are_slots_for_the_largest_batch_of_single_queries(running, models):
     engine = running(max_support=16, max_classes=8, batch_limit=64)
@@ -108,7 +121,9 @@ def test_of_large_inputs_fewer_share_a_computation(numbers):
     sharing = sharing_of(torch.device("cuda"), numbers)
     assert sharing.together * max(numbers, 28 * 28) <= max(4096 * 28 * 28, numbers)
     assert sharing.query_sizes[0] == 1
-    assert max(sharing.largest, *sharing.query_sizes) <= sharing.together
+    assert sharing.largest <= sharing.together
+    assert max(sharing.query_sizes) <= sharing.queries_together
+    assert sharing.queries_together * max(numbers, 28 * 28) <= max(8192 * 28 * 28, numbers)
     assert sharing_of(torch.device("cpu"), numbers) is ON_CPU
 
 
