@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate, product
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -164,15 +164,23 @@ class Computer:
         That is every shape that tasks can share, and of what is computed alone every size of a
         head, and every number of queries with one of them: in the network they are the same.
         """
-        steps = self.card.steps
-        for size in self.sharing.sizes(max_support):
-            for count in self.sharing.counts(size, self.at_once):
-                yield partial(self.adapt, [self._blank(size, 2)] * count, steps)
-        for size, rows in product(self.sharing.query_sizes, self.slot_rows):
-            for count in self.sharing.query_counts(size, self.at_once):
-                yield partial(
-                    self._warm_queries, min(rows, self.learner.head.rows(rows)), size, count
-                )
+        steps, sharing = self.card.steps, self.sharing
+        shapes = [
+            (count, size)
+            for size in sharing.sizes(max_support)
+            for count in sharing.counts(size, self.at_once)
+        ]
+        # The largest first, whose memory the others then find room in.
+        for count, size in sorted(shapes, key=math.prod, reverse=True):
+            yield partial(self.adapt, [self._blank(size, 2)] * count, steps)
+        shapes = [
+            (count, size)
+            for size in sharing.query_sizes
+            for count in sharing.query_counts(size, self.at_once)
+        ]
+        for count, size in sorted(shapes, key=math.prod, reverse=True):
+            for rows in self.slot_rows:
+                yield partial(self._warm_queries, self.learner.head.rows(rows), size, count)
         rows, sizes = padded_rows(1), self.sharing.query_sizes
         while rows <= self.most_rows:
             ways = min(rows, self.learner.head.rows(rows))
