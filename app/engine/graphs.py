@@ -113,6 +113,10 @@ def _traced(
     fixing = [str(each) for each in relations if getattr(each, "rel_op", None) == "=="]
     if fixing:
         raise CannotRecord(f"it is another computation for other sizes ({', '.join(fixing)})")
+    for node in list(traced.graph.nodes):
+        if node.target is torch.ops.aten.detach.default:  # nothing is differentiated any more
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
     return traced.graph, dict(traced.named_buffers())
 
 

@@ -18,7 +18,7 @@ class Staging:
     """
 
     def __init__(self, device: torch.device):
-        self._on_gpu = device.type == "cuda"
+        self._device = device
         self._buffers: dict[tuple[str, int], Tensor] = {}
         self._read: list[torch.cuda.Event | None] = [None] * TURNS
         self._turn = 0
@@ -36,13 +36,13 @@ class Staging:
         key, count = (name, self._turn), math.prod(shape)
         buffer = self._buffers.get(key)
         if buffer is None or len(buffer) < count:
-            buffer = torch.empty(count, dtype=dtype, pin_memory=self._on_gpu)
+            buffer = torch.empty(count, dtype=dtype, pin_memory=self._device.type == "cuda")
             self._buffers[key] = buffer
         return buffer[:count].view(*shape)
 
     def sent(self) -> None:
         """The device has been asked to read all that was staged in this turn."""
-        if self._on_gpu:
+        if self._device.type == "cuda":
             read = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            read.record()
+            read.record(torch.cuda.current_stream(self._device))
             self._read[self._turn] = read

@@ -9,7 +9,6 @@ Channels come last, so that what is copied is contiguous.
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
@@ -47,10 +46,10 @@ def _product(patches: Tensor, matrix: Tensor, *, by_picture: bool) -> Tensor:
 
     By picture the gradient of the matrix is a sum of M products over the H W positions of one
     picture, not one product over all M H W: with so few numbers in the result, that one would leave
-    most of a GPU idle. By `bmm`, as `matmul` asks for sizes that symbols cannot give (torch 2.11).
+    most of a GPU idle.
     """
     if by_picture:
-        outputs = torch.bmm(patches.flatten(1, 2), matrix.expand(patches.shape[0], -1, -1))
+        outputs = patches.flatten(1, 2) @ matrix.expand(len(patches), -1, -1)
     else:
         outputs = patches.flatten(0, 2) @ matrix
     return outputs.reshape(*patches.shape[:3], -1)

@@ -41,9 +41,8 @@ def class_balanced_cross_entropy(logits: Tensor, examples: Examples, classes: Te
     (2017, arXiv 1703.03400) sum over classes instead in their released code: N times this.
     """
     log_probabilities = masked_log_softmax(logits, classes)
-    # Not by `gather`: under `torch.func.vmap` it would be another computation for every size.
-    member = membership(examples, classes.shape[-1])
-    losses = -(log_probabilities * member).sum(-1)  # (..., M)
+    labels = examples.labels.expand(logits.shape[:-1])[..., None]
+    losses = -log_probabilities.gather(-1, labels).squeeze(-1)  # (..., M)
     weights = example_weights(examples, classes).to(losses.dtype)
     return torch.where(examples.mask, losses * weights, torch.zeros_like(losses)).sum(-1)
 

@@ -15,13 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.learning.convolution import convolve, strided
-from app.learning.normalisation import (
-    EPSILON,
-    BatchStatisticsNorm,
-    Norm,
-    normalise_features,
-    normalise_last,
-)
+from app.learning.normalisation import EPSILON, BatchStatisticsNorm, Norm, normalise_last
 from app.learning.own_network import is_own, own_arguments
 
 
@@ -106,7 +100,7 @@ class ConvNet(nn.Module):
         unfolded = self.training and (self.strided or inputs.device.type == "cuda")
         hidden = self._unfolded(inputs) if unfolded else self._plain(inputs)
         features = hidden.mean((2, 3)) if self.readout == "mean" else hidden.flatten(1)
-        return normalise_features(features) if self.feature_norm else features
+        return F.layer_norm(features, features.shape[1:]) if self.feature_norm else features
 
     def _plain(self, hidden: Tensor) -> Tensor:
         if self.channels_together:

@@ -48,19 +48,9 @@ def normalise_last(inputs: Tensor, norm: Norm) -> Tensor:
     return torch.addcmul(norm.bias, centred, scale).reshape(inputs.shape)
 
 
-def normalise_features(features: Tensor) -> Tensor:
-    """Each feature vector of (M, D) with mean 0 and variance 1 (layer norm, Ba et al. 2016).
-
-    Not `F.layer_norm`: under `torch.func.vmap` it is another computation for every size (torch
-    2.13).
-    """
-    centred = features - features.mean(1, keepdim=True)
-    return centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + EPSILON)
-
-
 def _mean(hidden: Tensor, norm: Norm) -> Tensor:
     """Means of (M, P, C) that broadcast against it."""
     if isinstance(norm, BatchStatisticsNorm):
         return hidden.mean((0, 1))
-    channels = hidden.mean(1).reshape(hidden.shape[0], norm.num_groups, -1)  # (M, G, C / G)
+    channels = hidden.mean(1).reshape(len(hidden), norm.num_groups, -1)  # (M, G, C / G)
     return channels.mean(-1, keepdim=True).expand_as(channels).flatten(1).unsqueeze(1)

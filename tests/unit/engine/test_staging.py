@@ -33,10 +33,13 @@ def test_a_buffer_grows_and_is_cut_to_every_shape():
 def test_a_turn_waits_until_the_gpu_has_read_what_it_held(monkeypatch):
     events: list[MagicMock] = []
     monkeypatch.setattr(torch.cuda, "Event", lambda: events.append(MagicMock()) or events[-1])
-    staging = Staging(torch.device("cuda"))
+    stream = MagicMock()
+    monkeypatch.setattr(torch.cuda, "current_stream", stream)
+    staging = Staging(torch.device("cuda:1"))
     for _ in range(TURNS):
         staging.next()
         staging.sent()
+    stream.assert_called_with(torch.device("cuda:1"))
     assert [event.record.call_count for event in events] == [1] * TURNS
     assert not any(event.synchronize.called for event in events)
     staging.next()
