@@ -7,6 +7,7 @@ Guide, "CUDA Graphs").
 
 from collections.abc import Callable, Hashable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
@@ -32,13 +33,15 @@ class Pool:
 
     def __init__(self) -> None:
         self._handle: Any = None
+        self._users: WeakSet[_Recording] = WeakSet()
 
-    @property
-    def handle(self) -> Any:
-        """What torch knows it by."""
-        if self._handle is None:
+    def record(self, compute: "Compute", inputs: Any) -> "_Recording":
+        """A new recording; errors as of `Recordings.run`."""
+        if not self._users:  # torch takes no handle again whose graphs are all gone
             self._handle = torch.cuda.graph_pool_handle()
-        return self._handle
+        recording = _Recording(compute, inputs, self._handle)
+        self._users.add(recording)
+        return recording
 
 
 class Recordings:
@@ -83,7 +86,7 @@ class Recordings:
                 inputs = tree_map(lambda leaf: leaf.to(device), inputs)
                 if len(self._by_shapes) >= MOST:
                     return compute(inputs)
-                self._by_shapes[shapes] = _Recording(compute, inputs, self._pool.handle)
+                self._by_shapes[shapes] = self._pool.record(compute, inputs)
             return self._by_shapes[shapes].replay(inputs)
 
 
@@ -111,7 +114,7 @@ class _Recording:
             ) from error
 
     def replay(self, inputs: Any) -> Any:
-        """The results of the inputs, in tensors that the next replay overwrites."""
+        """The results of the inputs, in tensors that the next replay of the pool overwrites."""
         for ours, theirs in zip(tree_leaves(self._inputs), tree_leaves(inputs), strict=True):
             ours.copy_(theirs, non_blocking=True)
         self._graph.replay()

@@ -49,6 +49,7 @@ class Row:
     tasks: int
     in_company: float
     on_one_thread: float
+    """0 on a GPU, which has no threads."""
     query_by_query: float
     in_another_order: float
 

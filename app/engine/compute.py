@@ -71,14 +71,16 @@ class Computer:
         self.alone = Alone(model, self.layout, device)
         self.rows = self.learner.head.rows(self.most_rows)
         """Rows of the head in a slot."""
-        self.slot_rows = shared_rows(self.rows)
+        self.slot_rows = sorted({self.learner.head.rows(few) for few in shared_rows(self.rows)})
         """To one of these the heads of an answer are padded."""
         slots = max(self.sharing.query_counts(1, at_once), default=0)
         self.slots = torch.zeros(slots, self.layout.length(self.rows), device=device)
-        pool = pool or Pool()
-        self.adaptations, self.answers = (Recordings(device, pool) for _ in range(2))
+        self.pool = pool or Pool()
+        self.adaptations, self.answers = (Recordings(device, self.pool) for _ in range(2))
         self.staging = Staging(device)
         self.recorded = True
+        """Whether requests record the shapes that they meet, and replay them."""
+        self._rehearsing, self._can_be_recorded = False, True
 
     def adapt(self, supports: Sequence[SupportSet], steps: int) -> list[PhiAndLoss]:
         """Adapts θ to each support set; all must have the same padded size."""
@@ -158,8 +160,8 @@ class Computer:
         except Exception as error:  # whatever it is, Python computes the same
             self._warn(error)
 
-    def warm(self, max_support: int) -> Iterator[Callable[[], object]]:
-        """What a lane is to do before the first request, each in its turn.
+    def warm(self, max_support: int) -> Iterator[Callable[["Computer"], object]]:
+        """What each computer of the version is to do before it is as fast as it can be.
 
         That is every shape that tasks can share, and of what is computed alone every size of a
         head, and every number of queries with one of them: in the network they are the same.
@@ -172,22 +174,36 @@ class Computer:
         ]
         # The largest first, whose memory the others then find room in.
         for count, size in sorted(shapes, key=math.prod, reverse=True):
-            yield partial(self.adapt, [self._blank(size, 2)] * count, steps)
+            supports = [self._blank(size, 2)] * count
+            yield partial(Computer.adapt, supports=supports, steps=steps)
         shapes = [
             (count, size)
             for size in sharing.query_sizes
             for count in sharing.query_counts(size, self.at_once)
         ]
         for count, size in sorted(shapes, key=math.prod, reverse=True):
-            for rows in self.slot_rows:
-                yield partial(self._warm_queries, self.learner.head.rows(rows), size, count)
-        rows, sizes = padded_rows(1), self.sharing.query_sizes
+            for rows in reversed(self.slot_rows):
+                yield partial(Computer._warm_queries, ways=rows, size=size, count=count)
+        rows, sizes = padded_rows(1), sharing.query_sizes
         while rows <= self.most_rows:
             ways = min(rows, self.learner.head.rows(rows))
-            yield partial(self.adapt, [self._blank(rows, ways)], steps)
+            yield partial(Computer.adapt, supports=[self._blank(rows, ways)], steps=steps)
             for size in sizes:
-                yield partial(self._warm_queries, ways, size, 1)
+                yield partial(Computer._warm_queries, ways=ways, size=size, count=1)
             rows, sizes = rows * 2, sizes[:1]
+
+    def rehearse(self, do: Callable[["Computer"], object]) -> None:
+        """Does what `warm` gives, and records it, whether requests are to or not."""
+        self._rehearsing = True
+        try:
+            do(self)
+        finally:
+            self._rehearsing = False
+
+    def forget_recordings(self) -> None:
+        """Gives their memory back; none are made any more."""
+        self._can_be_recorded = False
+        self.adaptations, self.answers = (Recordings(self.device, self.pool) for _ in range(2))
 
     def _warm_queries(self, ways: int, size: int, count: int) -> None:
         rows = self.learner.head.rows(ways)
@@ -216,7 +232,8 @@ class Computer:
         # Of any number of steps there would be too many recordings.
         losses = self._computed(self.adaptations, compute, tasks, record=steps == self.card.steps)
         adapted = []
-        for support, slot, loss in zip(group, self.slots, losses.clone(), strict=False):
+        slots = self.slots[: len(group)]
+        for support, slot, loss in zip(group, slots, losses.clone(), strict=True):
             rows = self.learner.head.rows(support.ways)
             vector = slot[: self.layout.length(rows)].clone()
             adapted.append((Phi(vector, support.ways, rows), loss))
@@ -226,14 +243,15 @@ class Computer:
         self, recordings: Recordings, compute: Compute, staged: Any, *, record: bool = True
     ) -> Any:
         """What is computed of staged inputs; on a GPU recorded, unless the network cannot be."""
-        if record and self.recorded:
+        record = record and (self.recorded or self._rehearsing)
+        if record and self._can_be_recorded:
             try:
-                computed = recordings.run("", compute, staged)
-                self.staging.sent()
-                return computed
+                return recordings.run("", compute, staged)
             except CannotRecord as error:
-                self.recorded = False
+                self._can_be_recorded = False
                 self._warn(error)
+            finally:
+                self.staging.sent()
         inputs = tree_map(lambda tensor: tensor.to(self.device), staged)
         return compute(inputs)
 
@@ -293,8 +311,8 @@ class Computer:
             place[: len(query)], place[len(query) :] = query, 0
             exists[:] = np.arange(rows) < phi.ways
         vectors = [phi.vector for _, phi, _ in group]
-        slots = [slot[: len(it)] for slot, it in zip(self.slots, vectors, strict=False)]
-        torch._foreach_copy_(slots, vectors)
+        slots = zip(self.slots[: len(group)], vectors, strict=True)
+        torch._foreach_copy_([slot[: len(vector)] for slot, vector in slots], vectors)
         probabilities, outliers = self._computed(self.answers, compute, (classes, queries))
         return probabilities.clone(), outliers.clone()
 

@@ -6,9 +6,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from functools import partial
-from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 import torch
@@ -18,6 +16,7 @@ from app.engine.cache import PhiCache
 from app.engine.compute import Computer, check_served, computers_of
 from app.engine.lane import Lane, Limits
 from app.engine.queue import Entry, WorkQueue
+from app.engine.recorder import Recorder
 from app.engine.requests import Adapted, Answers, Floats, ModelKey, SupportSet
 from app.engine.shapes import USUAL_NUMBERS, padded, sharing_of
 from app.engine.work import Adapt, Chore, Export, Predict
@@ -27,8 +26,6 @@ from app.registry import Card, LoadedModel, Registry
 from app.settings import Settings
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 FIGURES = {
     "lanes": "Batches that the device computes at the same time, at most.",
@@ -94,10 +91,8 @@ class Engine:
             for number in range(lanes)
         ]
         self._pools = [Pool() for _ in self._lanes]
-        self._recorder = threading.Thread(target=self._record, name="recorder", daemon=True)
-        self._recorded: set[ModelKey] = set()
-        """Versions that are recorded and warm, or are to be."""
-        self._to_record: SimpleQueue[Sequence[Computer] | None] = SimpleQueue()
+        self._recorder = Recorder(self._on_device, self._computers, settings.max_support)
+        self._chore = threading.Lock()
         self._warm = threading.Event()
         self._failure: EngineFailed | None = None
         self._reloading = threading.Lock()
@@ -150,9 +145,9 @@ class Engine:
         """Takes no more requests, serves those that wait for so long, and fails what is left."""
         reason = Draining("The server is shutting down; try again shortly.", retry_after_seconds=5)
         self._queue.close(reason)
-        self._to_record.put(None)
+        self._recorder.stop()
         end = time.monotonic() + drain_seconds
-        for thread in (*(lane.thread for lane in self._lanes), self._recorder):
+        for thread in (*(lane.thread for lane in self._lanes), self._recorder.thread):
             if thread.is_alive():
                 thread.join(max(0.0, end - time.monotonic()))
         self._queue.fail_all(reason)
@@ -254,9 +249,7 @@ class Engine:
         computers = self._computers.get(model)
         if computers is None:
             raise NotReady(f"The device does not hold {model.name} version {model.version}.")
-        if model not in self._recorded:  # by then their sessions are answered without
-            self._recorded.add(model)
-            self._to_record.put(computers)
+        self._recorder.ask(model)
         return computers
 
     def _submit(
@@ -276,11 +269,14 @@ class Engine:
         """Drops the versions that are no longer on disk; the requests that wait are served."""
         on_disk = self._registry.versions
         for key in [key for key in self._models if key.version not in on_disk(key.name)]:
-            self._on_device(partial(self._drop, key))
+            self._drop(key)
             log.warning("a version is gone", model=key.name, version=key.version)
 
     def _drop(self, key: ModelKey) -> None:
-        del self._models[key], self._computers[key]
+        def drop(_lane: int) -> None:
+            del self._models[key], self._computers[key]
+
+        self._on_device(drop)
 
     def _take_in(self, key: ModelKey) -> None:
         """Loads and warms a version, unless the engine holds it as it is on disk."""
@@ -291,21 +287,24 @@ class Engine:
         with one_thread():
             model = self._registry.load(key.name, key.version)
         check_served(model)
-        computers = self._on_device(partial(self._make, model))
-        self._recorded.add(key)
-        self._warm_beside(computers)
+        computers: Sequence[Computer] = self._on_device(lambda _: self._make(model))
+        self._recorder.warm(computers)
+        self._recorder.seen(key)
         self._computers[key] = computers
         self._models[key] = model
         seconds = round(time.monotonic() - began, 2)
         log.info("a version is served", model=key.name, version=key.version, seconds=seconds)
 
-    def _on_device(self, do: Callable[[], T]) -> T:
-        """Has a lane do something, and waits for it."""
-        # With an owner of its own, who never has most, it gives way to no request.
+    def _on_device(self, do: Callable[[int], Any]) -> Any:
+        """Has a lane do something, which gets the lane's number, and waits for it."""
+        # With an owner of its own, who never has two, it is displaced by no request, and gives way.
         chore = Entry((), "", Chore(do), object(), 0, owner="the engine itself")
-        self._queue.put(chore, beyond_limit=True)
-        result: T = chore.future.result()
-        return result
+        try:
+            with self._chore:
+                self._queue.put(chore, beyond_limit=True)
+                return chore.future.result()
+        finally:
+            del chore  # an error knows this frame, and would keep the chore that knows the error
 
     def _run(self, lane: Lane) -> None:
         """A lane's thread. However it ends, nobody is left waiting."""
@@ -335,13 +334,16 @@ class Engine:
             try:
                 self._computers[key] = self._make(model)
                 if key != newest[key.name]:
+                    for computer in self._computers[key]:
+                        computer.recorded = False
                     continue
-                self._recorded.add(key)
-                self._computers[key][0].record()
-                for do in self._computers[key][0].warm(self._settings.max_support):
+                self._recorder.seen(key)
+                first = self._computers[key][0]
+                first.record()
+                for do in first.warm(self._settings.max_support):
                     if self._queue.closed:
                         return False
-                    do()
+                    do(first)
             except torch.OutOfMemoryError as error:
                 raise DeviceError(
                     f"The GPU's memory does not suffice for {key.name} version {key.version}: "
@@ -355,26 +357,8 @@ class Engine:
         for other in self._lanes[1:]:
             other.thread.start()
         self._warm.set()
-        self._recorder.start()
+        self._recorder.thread.start()
         return True
-
-    def _record(self) -> None:
-        """The recorder's thread: records and warms older versions once somebody asks for them."""
-        while (computers := self._to_record.get()) is not None:
-            try:
-                self._warm_beside(computers)
-            except Unavailable:  # the engine was stopped, or its device is broken
-                return
-            except Exception as error:  # requests meet it too, and are told
-                card = computers[0].card
-                log.error("not warm", model=card.name, version=card.version, reason=str(error))
-
-    def _warm_beside(self, computers: Sequence[Computer]) -> None:
-        """Records and warms a version, while requests are served."""
-        self._queue.check_open()
-        computers[0].record()
-        for do in computers[0].warm(self._settings.max_support):
-            self._on_device(do)
 
     def _make(self, model: LoadedModel) -> Sequence[Computer]:
         limits = self._settings

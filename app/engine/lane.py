@@ -123,9 +123,11 @@ class Lane:
 
     def _do(self, chore: Entry) -> None:
         try:
-            chore.future.set_result(chore.work.do())
-        except Exception as error:  # of a new version, which says nothing of the device
+            chore.future.set_result(chore.work.do(self.number))
+        except Exception as error:  # of one version, which says nothing of the device
             chore.future.set_exception(error)
+        finally:
+            del chore  # the error knows this frame, and would keep the chore that knows the error
 
     def _work_off(self, batch: list[Entry]) -> None:
         """Runs a batch; where it fails, each of its requests alone, so that one hurts no other."""

@@ -1,8 +1,8 @@
 """Which tasks share one computation, and what they are padded to.
 
-Shapes are few, so that all can be warmed before the first request. A CPU computes each task alone,
-as it is, without padding, several of them at the same time: in one computation with others it is
-not done sooner for certain; `benchmarks/README.md` has the measurements.
+Shapes are so few that all of a version can be warmed before it is served. A CPU computes each task
+alone, as it is, without padding, several of them at the same time: in one computation with others
+it is not done sooner for certain; `benchmarks/README.md` has the measurements.
 """
 
 from collections.abc import Iterator, Sequence
@@ -99,9 +99,9 @@ ON_GPU = Sharing(
     queries=1024,
     queries_together=8192,
     query_sizes=(1, 4, 16, 32, 48, 64, 80, 96, 128, 256),
-    work=100_000,
+    work=1 << 17,
     lanes=1,
-    work_at_once=100_000,
+    work_at_once=1 << 17,
 )
 
 

@@ -31,6 +31,6 @@ class Export:
 
 @dataclass(frozen=True)
 class Chore:
-    """What a lane does between two batches, for no request."""
+    """What a lane does between two batches, for no request; it gets the lane's number."""
 
-    do: Callable[[], Any]
+    do: Callable[[int], Any]

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -10,12 +11,16 @@ from app.registry import LoadedModel, Registry
 from app.settings import Settings
 from tests.replays import replay
 from tests.unit.engine.helpers import (
+    CALIBRATION,
     CONV,
     DEEP,
     FIXED,
+    NEWER,
     SECONDS,
+    SHAPES,
     SHARED,
     Device,
+    save_model,
     save_models,
     start,
 )
@@ -30,6 +35,17 @@ def logs() -> Iterator[list]:
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     return save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Registry:
+    """An older version of one model, and a newer one."""
+    registry = Registry(tmp_path)
+    network = {"name": "conv", "filters": 8, "blocks": 2, "groups": 2}
+    for key in (CONV, NEWER):
+        facts = {"shape": SHAPES[CONV], "calibration": CALIBRATION, "seed": 6 + key.version}
+        save_model(registry, key, network, **facts)
+    return registry
 
 
 @pytest.fixture(scope="session")

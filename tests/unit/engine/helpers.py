@@ -23,6 +23,8 @@ from app.registry.registry import build_learner, encode_theta
 from tests.fakes import make_card
 
 CONV = ModelKey("conv", 1)
+NEWER = ModelKey("conv", 2)
+"""Of the model of `CONV`, in registries that have one."""
 DEEP = ModelKey("deep", 2)
 FIXED = ModelKey("fixed", 1)
 SHAPES = {CONV: (1, 12, 12), DEEP: (5,), FIXED: (5,)}

@@ -220,7 +220,7 @@ def test_the_newest_version_is_recorded_when_an_engine_is_ready_and_others_once_
         wait_until(lambda: recorded(8) == 2)
     finally:
         engine.stop(SECONDS)
-    assert not engine._recorder.is_alive()
+    assert not engine._recorder.thread.is_alive()
 
 
 def double(rows: torch.Tensor) -> list[torch.Tensor]:

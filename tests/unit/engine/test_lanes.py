@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -12,11 +13,13 @@ import pytest
 import torch
 
 from app.engine import Engine, ModelKey, PhiMissing, SupportSet
+from app.engine.alone import Alone
 from app.engine.compute import Computer
 from app.engine.lane import SMALL_WORK
 from app.engine.queue import Batch, WorkQueue
 from app.engine.shapes import ON_CPU, Sharing, sharing_of
 from app.errors import Draining, EngineFailed
+from app.recordings import CannotRecord
 from app.registry import LoadedModel
 from tests.unit.engine.helpers import (
     CONV,
@@ -95,9 +98,9 @@ def count_threads(monkeypatch, method: str) -> list[int]:
     numbers: list[int] = []
     original = getattr(Computer, method)
 
-    def counting(*arguments):
+    def counting(*arguments, **named):
         numbers.append(torch.get_num_threads())
-        return original(*arguments)
+        return original(*arguments, **named)
 
     monkeypatch.setattr(Computer, method, counting)
     return numbers
@@ -234,7 +237,7 @@ def test_a_lone_request_has_all_threads_and_those_side_by_side_their_share(
 
 
 def test_what_is_done_for_a_new_version_has_all_threads(running):
-    assert running()._on_device(torch.get_num_threads) == THREADS
+    assert running()._on_device(lambda _: torch.get_num_threads()) == THREADS
 
 
 def test_a_lone_request_of_few_queries_has_one_lanes_share(running, monkeypatch):
@@ -341,3 +344,36 @@ def test_a_network_of_ones_own_is_made_anew_for_every_lane(build, tmp_path: Path
         for inputs in rng.normal(size=(30, 3, 1, 12)).astype(np.float32)
     ]
     check_lanes(start(build(of=registry)), registry.load("own", 1), works)
+
+
+def test_no_two_threads_compute_with_one_computer_while_a_version_is_warmed(
+    running, two, monkeypatch
+):
+    threads: dict[int, set[str]] = defaultdict(set)
+
+    def seen(method):
+        def call(alone: Alone, *arguments):
+            threads[id(alone)].add(threading.current_thread().name)
+            return method(alone, *arguments)
+
+        return call
+
+    def refuse(_alone: Alone) -> None:
+        raise CannotRecord("it is a network of somebody's own")
+
+    monkeypatch.setattr(Alone, "record", refuse)
+    for name in ("adapt", "answer"):
+        monkeypatch.setattr(Alone, name, seen(getattr(Alone, name)))
+    engine = running(of=two, max_support=64, max_classes=64)
+    works = [problem(seed, [2, 3, 1]) for seed in range(8)]
+    wanted = [rows_of(plain(two.load(CONV.name, CONV.version), work)) for work in works]
+    rounds = 0
+    older = engine._computers[CONV]
+    while rounds < 3 or not all(computer.recorded for computer in older):
+        futures = [submit(engine, f"{rounds}:{n}", work) for n, work in enumerate(works)]
+        for future, want in zip(futures, wanted, strict=True):
+            np.testing.assert_allclose(rows_of(future.result(SECONDS)), want, **SAME)
+        rounds += 1
+    alone = [id(computer.alone) for computer in older]
+    assert all(len(threads[each]) <= 1 for each in alone)
+    assert sum(len(threads[each]) for each in alone) > 1, "several lanes were at work"

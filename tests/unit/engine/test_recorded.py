@@ -9,6 +9,7 @@ import torch
 from app.engine import Engine
 from app.engine.requests import SupportSet
 from app.engine.shapes import ON_CPU, sharing_of
+from app.engine.staging import Staging
 from app.recordings import CannotRecord, Recordings
 from app.settings import Settings
 from tests.unit.engine.helpers import (
@@ -85,6 +86,30 @@ def test_what_one_replay_gave_is_kept_when_the_next_of_its_shape_runs(running, m
         want = plain(models[CONV], work)
         np.testing.assert_allclose(losses, want.support_loss, **SAME)
         np.testing.assert_allclose(got.probabilities, rows_of(want), **SAME)
+        np.testing.assert_allclose(got.outlier, want.answers.outlier, **SAME)
+
+
+@pytest.mark.parametrize("sharing", [replace(PADDED, together=4, queries_together=4)])
+def test_inputs_are_staged_only_once_those_of_two_turns_before_were_read(running, monkeypatch):
+    computer, told = running()._computers[CONV][0], []
+    run = Recordings.run
+
+    def tell(what: str, method):
+        def told_and_done(*arguments):
+            told.append(what)
+            return method(*arguments)
+
+        return told_and_done
+
+    monkeypatch.setattr(Staging, "next", tell("next", Staging.next))
+    monkeypatch.setattr(Staging, "sent", tell("sent", Staging.sent))
+    monkeypatch.setattr(Recordings, "run", tell("run", run))
+    works = [problem(seed, [1, 1], queries=3) for seed in range(3)]
+    adapted = computer.adapt([work.support for work in works], works[0].steps)
+    assert told == ["next", "run", "sent"] * 3
+    told.clear()
+    computer.predict([(phi, work.query) for (phi, _), work in zip(adapted, works, strict=True)])
+    assert told == ["next", "run", "sent"] * 3
 
 
 @pytest.mark.parametrize("sharing", [PADDED])

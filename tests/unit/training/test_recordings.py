@@ -6,11 +6,12 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
+from app import recordings as recordings_module
 from app.data.omniglot import INPUT
 from app.data.pools import TaskShape
 from app.errors import RecipeError
 from app.learning.convolution import convolve
-from app.recordings import CannotRecord, Recordings, _Recording
+from app.recordings import CannotRecord, Pool, Recordings, _Recording
 from app.registry.registry import build_learner
 from app.training.evaluate import examples_to_device, to_device
 from app.training.state import initial_state, meta_gradient, pretraining_gradient
@@ -97,6 +98,22 @@ def test_what_goes_wrong_while_recording_is_told_apart(monkeypatch, error, raise
 
     with pytest.raises(raised):
         _Recording(compute, torch.zeros(2), None)
+
+
+def test_a_pool_whose_recordings_are_all_gone_is_a_new_one(monkeypatch):
+    handles = iter(range(10))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
+
+    class Recorded:
+        def __init__(self, _compute, _inputs, pool: int):
+            self.pool = pool
+
+    monkeypatch.setattr(recordings_module, "_Recording", Recorded)
+    pool = Pool()
+    kept = [pool.record(lambda inputs: inputs, None) for _ in range(2)]
+    assert [recording.pool for recording in kept] == [0, 0]
+    kept.clear()
+    assert pool.record(lambda inputs: inputs, None).pool == 1
 
 
 @needs_a_gpu
