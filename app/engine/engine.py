@@ -350,6 +350,9 @@ class Engine:
                     "lower INNERLOOP_MAX_SUPPORT, INNERLOOP_MAX_CLASSES or INNERLOOP_BATCH_LIMIT, "
                     "or take versions that nobody uses out of the models folder"
                 ) from error
+            except Exception:
+                log.error("a version cannot be warmed", model=key.name, version=key.version)
+                raise
         log.info("the device is warm", seconds=round(time.monotonic() - began, 2))
         # What is there now stays; to look through it takes a collection a tenth of a second.
         gc.collect()

@@ -1,12 +1,14 @@
 """Versions are recorded and warmed beside requests: older ones once somebody asks for them."""
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
 import structlog
+import torch
 
 from app.engine.compute import Computer
 from app.engine.requests import ModelKey
@@ -86,22 +88,29 @@ class Recorder:
 
         if not wanted():
             return
+        began = time.monotonic()
         try:
             self.warm(computers, wanted)
         except Unavailable:
             raise
         except Exception as error:  # its requests are computed as they come
+            reason = str(error)
+            if isinstance(error, torch.OutOfMemoryError):
+                reason = f"lower INNERLOOP_MAX_SUPPORT or INNERLOOP_BATCH_LIMIT: {reason}"
             log.warning(
-                "an older version stays slow",
+                "an older version stays slow until a restart",
                 model=model.name,
                 version=model.version,
-                reason=str(error),
-                help="lower INNERLOOP_MAX_SUPPORT or INNERLOOP_BATCH_LIMIT if it is the memory",
+                reason=reason,
             )
             self._on_device(lambda lane: computers[lane].forget_recordings())
             return
         for computer in computers:
             computer.recorded = True
+        seconds = round(time.monotonic() - began, 2)
+        log.info(
+            "an older version is warm", model=model.name, version=model.version, seconds=seconds
+        )
 
 
 def _rehearse(computers: Sequence[Computer], do: Callable[[Computer], object], lane: int) -> None:

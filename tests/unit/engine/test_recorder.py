@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.engine import Engine
+from app.engine import Engine, ModelKey
 from app.engine.compute import Computer
 from app.recordings import Recordings
 from tests.unit.engine.helpers import (
@@ -31,7 +31,7 @@ def is_warm(engine: Engine) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize("sharing", [PADDED])
-def test_an_older_version_records_nothing_for_a_request_and_all_once_asked_for(build, two):
+def test_an_older_version_records_nothing_for_a_request_and_all_once_asked_for(build, two, logs):
     engine = start(build(of=two))
     [older], [newer] = engine._computers[CONV], engine._computers[NEWER]
     assert newer.adaptations._by_shapes
@@ -43,6 +43,7 @@ def test_an_older_version_records_nothing_for_a_request_and_all_once_asked_for(b
     assert older.adaptations._by_shapes.keys() == newer.adaptations._by_shapes.keys()
     assert older.answers._by_shapes.keys() == newer.answers._by_shapes.keys()
     np.testing.assert_allclose(rows_of(answer(engine, "warm", work)), want, **SAME)
+    wait_until(lambda: any(entry["event"] == "an older version is warm" for entry in logs))
 
 
 @pytest.mark.parametrize("sharing", [PADDED])
@@ -64,7 +65,9 @@ def test_an_older_version_for_which_memory_does_not_suffice_is_served_slowly(
     for number in range(5):
         got = rows_of(answer(engine, f"{number}", work))
         np.testing.assert_allclose(got, want, **SAME)
-    wait_until(lambda: any(entry["event"] == "an older version stays slow" for entry in logs))
+    wait_until(lambda: any("stays slow" in entry["event"] for entry in logs))
+    [said] = [entry["reason"] for entry in logs if "stays slow" in entry["event"]]
+    assert said.startswith("lower INNERLOOP_MAX_SUPPORT or INNERLOOP_BATCH_LIMIT: CUDA out of")
     np.testing.assert_allclose(rows_of(answer(engine, "later", work)), want, **SAME)
     assert engine.ready
     assert engine.stats()["batch_failures_total"] == 0
@@ -112,6 +115,20 @@ def test_a_version_that_is_gone_is_not_warmed_to_its_end(build, two, monkeypatch
     engine._recorder.stop()
     engine._recorder.thread.join(SECONDS)
     assert len(done) == 1
+
+
+def test_a_version_that_fails_while_it_is_warmed_at_the_start_is_named(
+    build, two, monkeypatch, logs
+):
+    def fail(_computer: Computer) -> None:
+        raise ValueError("I do not like it")
+
+    monkeypatch.setattr(Computer, "warm", lambda *_: iter([fail]))
+    engine = build(of=two)
+    engine.start()
+    wait_until(lambda: engine.failed)
+    named = [entry for entry in logs if entry["event"] == "a version cannot be warmed"]
+    assert [ModelKey(entry["model"], entry["version"]) for entry in named] == [NEWER]
 
 
 def test_of_what_the_engine_has_a_lane_do_only_one_thing_waits(running, device):
