@@ -105,6 +105,8 @@ class Recorder:
             )
             self._on_device(lambda lane: computers[lane].forget_recordings())
             return
+        if not wanted():
+            return
         for computer in computers:
             computer.recorded = True
         seconds = round(time.monotonic() - began, 2)

@@ -97,7 +97,7 @@ def test_an_engine_stops_in_the_middle_of_warming_an_older_version(build, two, m
 
 
 @pytest.mark.parametrize("sharing", [PADDED])
-def test_a_version_that_is_gone_is_not_warmed_to_its_end(build, two, monkeypatch):
+def test_a_version_that_is_gone_is_not_warmed_to_its_end(build, two, monkeypatch, logs):
     reached, go_on, rehearse, done = threading.Event(), threading.Event(), Computer.rehearse, []
 
     def held(computer: Computer, do) -> None:
@@ -115,6 +115,7 @@ def test_a_version_that_is_gone_is_not_warmed_to_its_end(build, two, monkeypatch
     engine._recorder.stop()
     engine._recorder.thread.join(SECONDS)
     assert len(done) == 1
+    assert not any(entry["event"] == "an older version is warm" for entry in logs)
 
 
 def test_a_version_that_fails_while_it_is_warmed_at_the_start_is_named(
