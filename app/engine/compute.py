@@ -118,9 +118,9 @@ class Computer:
 
     def _predict(self, requests: Sequence[tuple[Phi, Floats]]) -> list[Answers]:
         """As `predict`, one computation or more for each request."""
+        most, calibrated = self.sharing.query_sizes[-1], self.card.calibration is not None
         alike: dict[tuple[int, int], list[Chunk]] = {}
         for index, (phi, query) in enumerate(requests):
-            most = self.sharing.query_sizes[-1]
             rows = next((few for few in self.slot_rows if phi.rows <= few), 0)
             for start in range(0, len(query), most):
                 part = query[start : start + most]
@@ -142,7 +142,6 @@ class Computer:
         for asked, probabilities, outliers in answered:  # all have been asked for by now
             each = zip(asked, array_of(probabilities), array_of(outliers), strict=True)
             for (index, phi, query), its, unknown in each:
-                calibrated = self.card.calibration is not None
                 outlier = unknown[: len(query)] if calibrated else None
                 parts[index].append(Answers(its[: len(query), : phi.ways], outlier))
         return [_joined(its, phi) for its, (phi, _) in zip(parts, requests, strict=True)]
@@ -150,7 +149,7 @@ class Computer:
     def weights(self, phi: Phi) -> dict[str, Floats]:
         """φ by parameter name, the head with a row for each class."""
         parameters = self.layout.read(phi.vector, phi.ways).parameters
-        return {name: value.cpu().numpy().copy() for name, value in parameters.items()}
+        return {name: array_of(value).copy() for name, value in parameters.items()}
 
     def record(self) -> None:
         """Records what is computed alone, if it can be; blocks for seconds, but no lane."""
@@ -167,21 +166,11 @@ class Computer:
         head, and every number of queries with one of them: in the network they are the same.
         """
         steps, sharing = self.card.steps, self.sharing
-        shapes = [
-            (count, size)
-            for size in sharing.sizes(max_support)
-            for count in sharing.counts(size, self.at_once)
-        ]
         # The largest first, whose memory the others then find room in.
-        for count, size in sorted(shapes, key=math.prod, reverse=True):
+        for count, size in self._largest_first(sharing.sizes(max_support), sharing.counts):
             supports = [self._blank(size, 2)] * count
             yield partial(Computer.adapt, supports=supports, steps=steps)
-        shapes = [
-            (count, size)
-            for size in sharing.query_sizes
-            for count in sharing.query_counts(size, self.at_once)
-        ]
-        for count, size in sorted(shapes, key=math.prod, reverse=True):
+        for count, size in self._largest_first(sharing.query_sizes, sharing.query_counts):
             for rows in reversed(self.slot_rows):
                 yield partial(Computer._warm_queries, ways=rows, size=size, count=count)
         rows, sizes = padded_rows(1), sharing.query_sizes
@@ -191,6 +180,13 @@ class Computer:
             for size in sizes:
                 yield partial(Computer._warm_queries, ways=ways, size=size, count=1)
             rows, sizes = rows * 2, sizes[:1]
+
+    def _largest_first(
+        self, sizes: Sequence[int], counts: Callable[[int, int], list[int]]
+    ) -> list[tuple[int, int]]:
+        """How many of which size share a computation, by what they are together."""
+        shapes = [(count, size) for size in sizes for count in counts(size, self.at_once)]
+        return sorted(shapes, key=math.prod, reverse=True)
 
     def rehearse(self, do: Callable[["Computer"], object]) -> None:
         """Does what `warm` gives, and records it, whether requests are to or not."""

@@ -128,7 +128,7 @@ def sharing_of(device: torch.device, numbers: int) -> Sharing:
 def padded(count: int) -> int:
     """The least of 4, 6, 8, 12, 16, 24, ... that holds `count` examples."""
     power = max(4, 1 << (count - 1).bit_length())
-    return max(4, power * 3 // 4 if count <= power * 3 // 4 else power)
+    return power * 3 // 4 if 4 < count <= power * 3 // 4 else power
 
 
 def padded_rows(ways: int) -> int:

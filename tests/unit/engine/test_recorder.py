@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -28,6 +29,29 @@ from tests.unit.engine.helpers import (
 
 def is_warm(engine: Engine) -> Callable[[], bool]:
     return lambda: all(computer.recorded for computer in engine._computers[CONV])
+
+
+@dataclass
+class Held:
+    """Warming that waits before every shape until it may go on."""
+
+    reached: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
+    done: int = 0
+
+
+@pytest.fixture
+def held(monkeypatch) -> Held:
+    held, rehearse = Held(), Computer.rehearse
+
+    def wait(computer: Computer, do) -> None:
+        held.reached.set()
+        assert held.go_on.wait(SECONDS)
+        held.done += 1
+        rehearse(computer, do)
+
+    monkeypatch.setattr(Computer, "rehearse", wait)
+    return held
 
 
 @pytest.mark.parametrize("sharing", [PADDED])
@@ -74,22 +98,14 @@ def test_an_older_version_for_which_memory_does_not_suffice_is_served_slowly(
 
 
 @pytest.mark.parametrize("sharing", [PADDED])
-def test_an_engine_stops_in_the_middle_of_warming_an_older_version(build, two, monkeypatch):
-    reached, go_on, rehearse = threading.Event(), threading.Event(), Computer.rehearse
-
-    def held(computer: Computer, do) -> None:
-        reached.set()
-        assert go_on.wait(SECONDS)
-        rehearse(computer, do)
-
-    monkeypatch.setattr(Computer, "rehearse", held)
+def test_an_engine_stops_in_the_middle_of_warming_an_older_version(build, two, held):
     engine = start(build(of=two))
     answer(engine, "cold", problem(1, [1, 2]))
-    assert reached.wait(SECONDS)
+    assert held.reached.wait(SECONDS)
     stopping = threading.Thread(target=engine.stop, args=[SECONDS])
     stopping.start()
     wait_until(lambda: engine._queue.closed)
-    go_on.set()
+    held.go_on.set()
     stopping.join(SECONDS)
     assert not stopping.is_alive()
     assert not engine._recorder.thread.is_alive()
@@ -97,24 +113,15 @@ def test_an_engine_stops_in_the_middle_of_warming_an_older_version(build, two, m
 
 
 @pytest.mark.parametrize("sharing", [PADDED])
-def test_a_version_that_is_gone_is_not_warmed_to_its_end(build, two, monkeypatch, logs):
-    reached, go_on, rehearse, done = threading.Event(), threading.Event(), Computer.rehearse, []
-
-    def held(computer: Computer, do) -> None:
-        reached.set()
-        assert go_on.wait(SECONDS)
-        done.append(do)
-        rehearse(computer, do)
-
-    monkeypatch.setattr(Computer, "rehearse", held)
+def test_a_version_that_is_gone_is_not_warmed_to_its_end(build, two, held, logs):
     engine = start(build(of=two))
     answer(engine, "cold", problem(1, [1, 2]))
-    assert reached.wait(SECONDS)
+    assert held.reached.wait(SECONDS)
     del engine._computers[CONV]
-    go_on.set()
+    held.go_on.set()
     engine._recorder.stop()
     engine._recorder.thread.join(SECONDS)
-    assert len(done) == 1
+    assert held.done == 1
     assert not any(entry["event"] == "an older version is warm" for entry in logs)
 
 
