@@ -118,7 +118,9 @@ class Computer:
 
     def _predict(self, requests: Sequence[tuple[Phi, Floats]]) -> list[Answers]:
         """As `predict`, one computation or more for each request."""
-        most, calibrated = self.sharing.query_sizes[-1], self.card.calibration is not None
+        calibrated, most = self.card.calibration is not None, self.sharing.query_sizes[-1]
+        if not self.sharing.largest:
+            most *= torch.get_num_threads()
         alike: dict[tuple[int, int], list[Chunk]] = {}
         for index, (phi, query) in enumerate(requests):
             rows = next((few for few in self.slot_rows if phi.rows <= few), 0)

@@ -33,7 +33,8 @@ class Sharing:
     """Most queries of such a computation, padding included."""
     query_sizes: tuple[int, ...]
     """What the queries of requests that share a computation are padded to; the last is also the
-    most of one request that are computed at once."""
+    most of one request that are computed at once, or where no tasks share a computation, the most
+    by each thread: what a layer gives to the next then stays in the processor's cache."""
     work: int
     """Most work of one batch, in forward passes of one example: how long others may wait for it."""
     lanes: int
@@ -87,7 +88,7 @@ ON_CPU = Sharing(
     together=0,
     queries=16,
     queries_together=0,
-    query_sizes=(1, 4, 16, 64, 256),
+    query_sizes=(1, 4, 16, 40),
     work=1000,
     lanes=8,
     work_at_once=10_000,

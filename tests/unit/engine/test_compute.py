@@ -157,7 +157,7 @@ def test_after_warming_up_no_tasks_that_share_a_computation_have_a_new_shape(
 def test_warming_up_runs_each_shape_and_no_more(build, seen):
     start(build(max_support=64, max_classes=16, batch_limit=16))
     adaptations = 4 + 3 + 3 + 2 + 2  # groups of 2 to 16 sets of 4, 6, 8, 12 and 16
-    answers = 4 + 4 + 2  # 2 to 16 requests of 1, 4 and 16 queries
+    answers = 4 + 4 + 2 + 1  # 2 to 16 requests of 1, 4, 16 and 40 queries
     models, rows = 3, 2 + 2 + 1  # of a head 8 or 16, of the fixed one always three
     assert len(seen) == models * adaptations + rows * answers
 
