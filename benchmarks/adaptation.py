@@ -262,8 +262,7 @@ def floor(model: LoadedModel, request: Request, steps: int, products_per_s: floa
     """
     computer = Computer(model, torch.device("cpu"), len(request.support.labels), 1)
     with FlopCounterMode(display=False) as counter:
-        [(phi, _)] = computer.adapt([request.support], steps)
-        computer.predict([(phi, request.query)])
+        computer.adapt([request.support], steps, [request.query])
     return float(products_per_s * 2 * PRODUCT**3 / counter.get_total_flops())
 
 

@@ -102,13 +102,13 @@ def _blended(request: Request, seed: int) -> Request:
 
 def _answers(computer: Computer, steps: int, requests: Sequence[Request]) -> list[Floats]:
     """Probabilities (Q, N) of each request; all are computed together where the device does so."""
-    adapted = computer.adapt([request.support for request in requests], steps)
-    asked = [(phi, request.query) for (phi, _), request in zip(adapted, requests, strict=True)]
-    return [answers.probabilities for answers in computer.predict(asked)]
+    supports, queries = [each.support for each in requests], [each.query for each in requests]
+    adapted = computer.adapt(supports, steps, queries)
+    return [each.answers.probabilities for each in adapted if each.answers is not None]
 
 
 def _query_by_query(computer: Computer, steps: int, request: Request) -> Floats:
-    [(phi, _)] = computer.adapt([request.support], steps)
+    [(phi, _, _)] = computer.adapt([request.support], steps)
     singly = [computer.predict([(phi, one[None])])[0] for one in request.query[::SINGLY]]
     return np.concatenate([answers.probabilities for answers in singly])
 

@@ -54,7 +54,7 @@ def measure(models: Path, device: torch.device) -> list[Cost]:
             times = []
             for _ in range(1 + TIMES):
                 start = time.perf_counter()
-                [(_, losses)] = computer.adapt([support], model.card.steps)
+                [(_, losses, _)] = computer.adapt([support], model.card.steps)
                 losses.tolist()  # now all is done, on a GPU too
                 times.append(1e3 * (time.perf_counter() - start))
             found.append(Cost(ways, shots, statistics.median(times[1:])))

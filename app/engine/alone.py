@@ -6,6 +6,7 @@ in a graph is as little as can be, and NumPy's.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.engine.answering import Answering, fitted
-from app.engine.graphs import Graphs, Run
+from app.engine.graphs import Graphs, Program, Run, compiled, trace
 from app.engine.phi import Contents, Layout, Phi, Ready
 from app.engine.requests import Floats, SupportSet
 from app.learning.calibration import class_means, task_size
@@ -28,16 +29,34 @@ from app.learning.tasks import Examples
 from app.learning.vjp import Vjp, vjp_once
 from app.registry.registry import LoadedModel
 
-PhiAndLoss = tuple[Phi, Tensor]
-"""φ, and the support loss (steps + 1,) before the first step and after each.
-
-A GPU may still be computing them: to read them is to wait for it."""
+Pair = tuple[Tensor, Tensor]
+"""Probabilities (Q, rows), and how probable it is that a query is of no class, (Q,)."""
 
 GRAPHS = Graphs()
 """Of all versions in this process: those whose networks, heads and steps are alike share them."""
 
 EXAMPLES, CLASSES, QUERIES = 13, 11, 17
 """Of the task that graphs are traced with: any numbers will do that differ."""
+
+PROGRAMS = """
+def answers(kept: List[Tensor], held: List[Tensor], parts: List[Tensor]):
+    found: List[Tensor] = []
+    for part in parts:
+        found += answer(kept + held + [part])
+    return found
+
+def adapts(
+    kept: List[Tensor],
+    kept_for_answers: List[Tensor],
+    given: List[Tensor],
+    shared: List[Tensor],
+    parts: List[Tensor],
+):
+    found = adapt(kept + given)
+    return found + answers(kept_for_answers, found[2:] + shared, parts)
+"""
+"""What `Alone._answers` and `Alone._adapts` do, in one call each, of the graphs `adapt` and
+`answer`."""
 
 
 class Alone:
@@ -76,38 +95,44 @@ class Alone:
             )
         )
 
-    def adapt(self, support: SupportSet, steps: int) -> PhiAndLoss:
-        """Adapts θ to one support set."""
+    def adapt(
+        self, support: SupportSet, steps: int, parts: Sequence[Floats] = ()
+    ) -> tuple[Phi, Tensor, list[Pair]]:
+        """Adapts θ to one support set, and answers a query part by part, as `answer` does.
+
+        Returns:
+            φ, the support loss (steps + 1,) before the first step and after each, and the answers.
+        """
         rows = self._model.learner.head.rows(support.ways)
+        classes = self._classes(support.ways, rows)
         task = [
-            self._classes(support.ways, rows),
+            classes,
             self._tensor(support.inputs),
             self._tensor(support.labels),
             self._tensor(np.ones(len(support.labels), np.bool_)),
         ]
-        vector, losses, weight, bias, means, size, *parameters = GRAPHS.run(
+        found = GRAPHS.run(
             ("adapt", steps, self._what),
-            self._adaptation(self._model.learner, steps),
+            self._adapts(steps),
             [*self._fixed, *task],
+            [*self.answering.fitted, classes],
+            [self._tensor(part) for part in parts],
         )
-        network = dict(zip(self._network, parameters, strict=True))
-        ready = Ready(network, weight, bias, means, size, task[0], self.answering.calibration)
-        return Phi(vector, support.ways, rows, ready), losses
+        vector, losses, weight, bias, means, size, *rest = found
+        network = dict(zip(self._network, rest, strict=False))
+        ready = Ready(network, weight, bias, means, size, classes, self.answering.calibration)
+        return Phi(vector, support.ways, rows, ready), losses, _pairs(rest[len(network) :])
 
-    def answer(self, phi: Phi, query: Floats) -> tuple[Tensor, Tensor]:
-        """Answers to the queries of one φ, as `Answering.answer` gives them."""
+    def answer(self, phi: Phi, parts: Sequence[Floats]) -> list[Pair]:
+        """Answers to the queries of one φ, part by part, as `Answering.answer` gives them."""
         ready = phi.ready
         if ready is None or ready.calibration != self.answering.calibration:  # it is another now
             held = self._layout.read(phi.vector, phi.rows)
             ready = self.answering.ready(held, self._classes(phi.ways, phi.rows))
             if phi.ready is not None:  # it takes the same memory
                 phi.ready = ready
-        probabilities, outliers = GRAPHS.run(
-            ("answer", self._what),
-            self._answers(self._model.learner),
-            [*_spread(ready, self.answering.fitted), self._tensor(query)],
-        )
-        return probabilities, outliers
+        queries = [self._tensor(part) for part in parts]
+        return _pairs(self._answers(_spread(ready, self.answering.fitted), queries))
 
     def record(self) -> None:
         """Records the adaptation by the usual number of steps, and the answers.
@@ -121,29 +146,55 @@ class Alone:
         card = self._model.card
         if self._device.type != "cpu" or is_own(card.network["name"]):
             return
+        GRAPHS.record([("adapt", card.steps, self._what), ("answer", self._what)], self._programs)
+
+    def _programs(self) -> list[Program]:
+        """`_adapts` by the usual number of steps, and `_answers`."""
+        card = self._model.card
         learner = self._model.learner.twin()  # parameters are put into a network while it runs
         learner.to_answer(self._device)
-        head, steps = learner.head, card.steps
+        head = learner.head
         rows = head.rows(CLASSES)
         any_rows = head.rows(rows + 1) > rows
         classes = torch.ones(rows, dtype=torch.bool)
         inputs = torch.zeros(EXAMPLES, *card.input.shape)
         labels = torch.arange(EXAMPLES) % rows
         mask = torch.ones(EXAMPLES, dtype=torch.bool)
-        GRAPHS.record(
-            ("adapt", steps, self._what),
-            self._adaptation(learner, steps),
+        adapt = trace(
+            self._adaptation(learner, card.steps),
             [*self._fixed, classes, inputs, labels, mask],
-            free=4 if any_rows else 3,
+            free=[*([-4] if any_rows else []), -3, -2, -1],
         )
         held = self._layout.read(torch.zeros(self._layout.length(rows)), rows)
         ready = self.answering.ready(held, classes)
-        GRAPHS.record(
-            ("answer", self._what),
-            self._answers(learner),
-            [*_spread(ready, self.answering.fitted), torch.zeros(QUERIES, *card.input.shape)],
-            free=5 if any_rows else 1,
-        )
+        spread = _spread(ready, self.answering.fitted)
+        queries = torch.zeros(QUERIES, *card.input.shape)
+        free = [*([0, 1, 2, -2] if any_rows else []), -1]
+        answer = trace(self._answer_to(learner), [*spread, queries], free)
+        source = adapt.function("adapt") + answer.function("answer") + PROGRAMS
+        adapts, answers = compiled(source, ["adapts", "answers"])
+        return [partial(adapts, adapt.kept, answer.kept), partial(answers, answer.kept)]
+
+    def _adapts(self, steps: int) -> Program:
+        """An adaptation and what it answers, as the program of that name computes both."""
+        adaptation = self._adaptation(self._model.learner, steps)
+
+        def adapts(
+            given: Sequence[Tensor], shared: Sequence[Tensor], parts: Sequence[Tensor]
+        ) -> Sequence[Tensor]:
+            found = adaptation(*given)
+            return [*found, *self._answers([*found[2:], *shared], parts)]
+
+        return adapts
+
+    def _answers(self, held: Sequence[Tensor], parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Answers to parts of a query one after the other, of what `_spread` gives."""
+        answer = self._answer_to(self._model.learner)
+
+        def answers(held: Sequence[Tensor], parts: Sequence[Tensor]) -> Sequence[Tensor]:
+            return [found for part in parts for found in answer(*held, part)]
+
+        return GRAPHS.run(("answer", self._what), answers, held, parts)
 
     def _classes(self, ways: int, rows: int) -> Tensor:
         """Which of the rows of a head are classes, (rows,) bool."""
@@ -176,14 +227,15 @@ class Alone:
 
         return compute
 
-    def _answers(self, learner: Learner) -> Run:
+    def _answer_to(self, learner: Learner) -> Run:
         """Answers as a function of what `_spread` gives, and the queries."""
 
         def compute(*tensors: Tensor) -> Sequence[Tensor]:
-            given = iter(tensors)
+            weight, bias, means, size, *rest = tensors
+            given = iter(rest)
             parameters = {name: next(given) for name in self._network}
             numbers = [next(given) for _ in self.answering.fitted]
-            size, weight, bias, means, classes, inputs = given
+            classes, inputs = given
             calibration = self.answering.calibration
             answering = Answering(learner, calibration, numbers)
             ready = Ready(parameters, weight, bias, means, size, classes, calibration)
@@ -215,13 +267,10 @@ def array_of(tensor: Tensor) -> Floats:
 
 
 def _spread(ready: Ready, numbers: Sequence[Tensor]) -> list[Tensor]:
-    """What answers are a function of, but the queries, one after the other."""
-    return [
-        *ready.parameters.values(),
-        *numbers,
-        ready.size,
-        ready.weight,
-        ready.bias,
-        ready.means,
-        ready.classes,
-    ]
+    """What answers are a function of, but the queries: most of it as an adaptation gives it."""
+    made = [ready.weight, ready.bias, ready.means, ready.size, *ready.parameters.values()]
+    return [*made, *numbers, ready.classes]
+
+
+def _pairs(found: Sequence[Tensor]) -> list[Pair]:
+    return list(zip(found[::2], found[1::2], strict=True))

@@ -16,7 +16,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from app.devices import one_thread
-from app.engine.alone import Alone, PhiAndLoss, adapted_contents, array_of
+from app.engine.alone import Alone, Pair, adapted_contents, array_of
 from app.engine.phi import Contents, Layout, Phi
 from app.engine.requests import Answers, Floats, SupportSet
 from app.engine.shapes import groups, padded, padded_rows, shared_rows, sharing_of
@@ -35,6 +35,19 @@ class Chunk(NamedTuple):
     request: int
     phi: Phi
     query: Floats
+
+
+class Adaptation(NamedTuple):
+    """What comes of one support set.
+
+    `losses` (steps + 1,) are of the support set before the first step and after each. A GPU may
+    still be computing φ and them: to read them is to wait for it. `answers` are there where there
+    was a query.
+    """
+
+    phi: Phi
+    losses: Tensor
+    answers: Answers | None = None
 
 
 class Computer:
@@ -82,17 +95,33 @@ class Computer:
         """Whether requests record the shapes that they meet, and replay them."""
         self._rehearsing, self._can_be_recorded = False, True
 
-    def adapt(self, supports: Sequence[SupportSet], steps: int) -> list[PhiAndLoss]:
-        """Adapts θ to each support set; all must have the same padded size."""
+    def adapt(
+        self,
+        supports: Sequence[SupportSet],
+        steps: int,
+        queries: Sequence[Floats | None] | None = None,
+    ) -> list[Adaptation]:
+        """Adapts θ to each support set, and answers each query, where there is one.
+
+        All sets must have the same padded size.
+        """
+        queries = [None] * len(supports) if queries is None else queries
         size = padded(max(len(support.labels) for support in supports))
         counts = self.sharing.counts(size, self.at_once)
-        adapted: list[PhiAndLoss] = []
+        adapted: list[Adaptation] = []
         with torch.no_grad():
+            if not self.sharing.largest:
+                each = zip(supports, queries, strict=True)
+                return [self._adapt_alone(support, steps, query) for support, query in each]
             for group in groups(supports, counts):
                 if len(group) in counts and self._fit(support.ways for support in group):
                     adapted += self._together(group, size, steps)
                 else:
-                    adapted += [self.alone.adapt(support, steps) for support in group]
+                    adapted += [self._adapt_alone(support, steps, None) for support in group]
+        asking = [(index, query) for index, query in enumerate(queries) if query is not None]
+        answers = self.predict([(adapted[index].phi, query) for index, query in asking])
+        for (index, _), its in zip(asking, answers, strict=True):
+            adapted[index] = adapted[index]._replace(answers=its)
         return adapted
 
     def predict(self, requests: Sequence[tuple[Phi, Floats]]) -> list[Answers]:
@@ -118,9 +147,9 @@ class Computer:
 
     def _predict(self, requests: Sequence[tuple[Phi, Floats]]) -> list[Answers]:
         """As `predict`, one computation or more for each request."""
-        calibrated, most = self.card.calibration is not None, self.sharing.query_sizes[-1]
         if not self.sharing.largest:
-            most *= torch.get_num_threads()
+            return [self._answer_alone(phi, query) for phi, query in requests]
+        most = self.sharing.query_sizes[-1]
         alike: dict[tuple[int, int], list[Chunk]] = {}
         for index, (phi, query) in enumerate(requests):
             rows = next((few for few in self.slot_rows if phi.rows <= few), 0)
@@ -138,15 +167,36 @@ class Computer:
                         answered.append((group, *self._answer_together(group, size, rows)))
                         continue
                     for chunk in group:
-                        probabilities, outliers = self.alone.answer(chunk.phi, chunk.query)
+                        [(probabilities, outliers)] = self.alone.answer(chunk.phi, [chunk.query])
                         answered.append(([chunk], probabilities[None], outliers[None]))
         parts: list[list[Answers]] = [[] for _ in requests]
         for asked, probabilities, outliers in answered:  # all have been asked for by now
             each = zip(asked, array_of(probabilities), array_of(outliers), strict=True)
             for (index, phi, query), its, unknown in each:
-                outlier = unknown[: len(query)] if calibrated else None
-                parts[index].append(Answers(its[: len(query), : phi.ways], outlier))
+                parts[index].append(self._answers(phi, its[: len(query)], unknown[: len(query)]))
         return [_joined(its, phi) for its, (phi, _) in zip(parts, requests, strict=True)]
+
+    def _adapt_alone(self, support: SupportSet, steps: int, query: Floats | None) -> Adaptation:
+        parts = [] if query is None else self._parts(query)
+        phi, losses, pairs = self.alone.adapt(support, steps, parts)
+        return Adaptation(phi, losses, None if query is None else self._read(phi, pairs))
+
+    def _answer_alone(self, phi: Phi, query: Floats) -> Answers:
+        with torch.no_grad():
+            return self._read(phi, self.alone.answer(phi, self._parts(query)))
+
+    def _parts(self, query: Floats) -> list[Floats]:
+        """A query in parts that are computed at once by all threads that this one may use."""
+        most = torch.get_num_threads() * self.sharing.query_sizes[-1]
+        return [query[start : start + most] for start in range(0, len(query), most)]
+
+    def _read(self, phi: Phi, pairs: Sequence[Pair]) -> Answers:
+        """The answers to the parts of one query."""
+        return _joined([self._answers(phi, *map(array_of, pair)) for pair in pairs], phi)
+
+    def _answers(self, phi: Phi, probabilities: Floats, outliers: Floats) -> Answers:
+        calibrated = self.card.calibration is not None
+        return Answers(probabilities[:, : phi.ways], outliers if calibrated else None)
 
     def weights(self, phi: Phi) -> dict[str, Floats]:
         """φ by parameter name, the head with a row for each class."""
@@ -213,7 +263,7 @@ class Computer:
         inputs = np.zeros((examples, *self.card.input.shape), np.float32)
         return SupportSet(inputs, np.arange(examples) % ways, ways)
 
-    def _together(self, group: Sequence[SupportSet], size: int, steps: int) -> list[PhiAndLoss]:
+    def _together(self, group: Sequence[SupportSet], size: int, steps: int) -> list[Adaptation]:
         """Adapts θ to several support sets as one computation, padded to one size."""
 
         def adapt(support: Examples, classes: Tensor) -> tuple[Contents, Tensor]:
@@ -234,7 +284,7 @@ class Computer:
         for support, slot, loss in zip(group, slots, losses.clone(), strict=True):
             rows = self.learner.head.rows(support.ways)
             vector = slot[: self.layout.length(rows)].clone()
-            adapted.append((Phi(vector, support.ways, rows), loss))
+            adapted.append(Adaptation(Phi(vector, support.ways, rows), loss))
         return adapted
 
     def _computed(

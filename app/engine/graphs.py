@@ -5,15 +5,15 @@ interpreter's lock away and waits to have it again, so that lanes side by side w
 half of their time. A graph is one call, and needs the lock only to begin and to end.
 
 A computation is traced once (`torch.fx.experimental.proxy_tensor.make_fx`) with sizes that stay
-symbols, and written down in TorchScript, which torch runs with no compiler there.
+symbols, and written down in TorchScript, which torch runs with no compiler there. A program is
+TorchScript that calls what was so written down.
 """
 
 import math
 import operator
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 import torch
@@ -25,6 +25,8 @@ from app.recordings import CannotRecord
 
 Run = Callable[..., Sequence[Tensor]]
 """A function of tensors, in order, to tensors."""
+Program = Callable[..., Sequence[Tensor]]
+"""A function of lists of tensors to tensors."""
 
 log = structlog.get_logger(__name__)
 
@@ -34,56 +36,88 @@ _INFIX = {
     operator.mul: "*",
     operator.floordiv: "//",
 }
-_TRACING = threading.Lock()
+_TRACING = threading.RLock()
 """One thread at a time: to trace patches `torch.nn.Module` for all, and puts it back at its end."""
 _WHERE = {"device", "layout", "pin_memory"}
 """What says where a new tensor is to be: here there is one place."""
 
 
+class Traced(NamedTuple):
+    """A computation in TorchScript."""
+
+    kept: list[Tensor]
+    """What it reads beside its inputs, as it was then."""
+    names: list[str]
+    """Of `kept`, then of its inputs."""
+    lines: list[str]
+
+    def function(self, name: str) -> str:
+        """As a function of that name, of `kept` and its inputs, which are one list."""
+        given = [f"{each} = given[{index}]" for index, each in enumerate(self.names)]
+        body = "".join(f"    {line}\n" for line in (*given, *self.lines))
+        return f"def {name}(given: List[Tensor]):\n{body}"
+
+
 class Graphs:
-    """Graphs by what they compute. Any thread may run them."""
+    """Programs by what they compute. Any thread may run them."""
 
     def __init__(self) -> None:
-        self._runs: dict[Hashable, Run] = {}
+        self._programs: dict[Hashable, Program] = {}
 
-    def run(self, what: Hashable, compute: Run, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """What `compute` gives for the inputs, by the graph of that name where there is one.
+    def run(self, what: Hashable, compute: Program, *lists: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What `compute` gives for the lists, by the program of that name where there is one.
 
-        A graph that fails where `compute` does not is not used again.
+        A program that fails where `compute` does not is not used again.
         """
-        graph = self._runs.get(what)
-        if graph is None:
-            return compute(*inputs)
+        program = self._programs.get(what)
+        if program is None:
+            return compute(*lists)
         try:
-            return graph(*inputs)
+            return program(*lists)
         except RuntimeError as error:
-            computed = compute(*inputs)
-            self._runs.pop(what, None)
+            computed = compute(*lists)
+            self._programs.pop(what, None)
             log.exception("a graph of operators failed and is dropped", error=str(error))
             return computed
 
-    def record(self, what: Hashable, compute: Run, inputs: Sequence[Tensor], free: int) -> None:
-        """Records a computation, unless there is a graph of it already.
+    def record(self, whats: Sequence[Hashable], make: Callable[[], Sequence[Program]]) -> None:
+        """Keeps the programs that `make` gives under these names, unless it has all of them.
 
-        Args:
-            what: names the computation; the same name must always mean the same.
-            compute: the computation; what else it reads of tensors is kept as it is now.
-            inputs: tensors as it takes them.
-            free: so many of the last ones may be of any size in their first dimension; where two
-                are alike now, they are always. All other shapes never change.
+        The same name must always mean the same.
 
         Raises:
-            CannotRecord: what is computed hangs on a size, or cannot be written down.
+            CannotRecord: see `trace` and `compiled`.
         """
         with _TRACING:
-            if what not in self._runs:
-                self._runs[what] = _compiled(*_traced(compute, inputs, free))
+            if not self._programs.keys() >= set(whats):
+                self._programs |= zip(whats, make(), strict=True)
 
 
-def _traced(
-    compute: Run, inputs: Sequence[Tensor], free: int
-) -> tuple[Graph, Mapping[str, Tensor]]:
-    """The graph of a computation, and the other tensors that it reads, by name."""
+def compiled(source: str, names: Sequence[str]) -> list[Program]:
+    """The functions of those names of a source in TorchScript.
+
+    Raises:
+        CannotRecord: it is not TorchScript.
+    """
+    try:
+        unit = torch.jit.CompilationUnit(source)
+    except RuntimeError as error:
+        raise CannotRecord(f"it is no TorchScript ({_first_line(error)})") from error
+    return [getattr(unit, name) for name in names]
+
+
+def trace(compute: Run, inputs: Sequence[Tensor], free: Sequence[int]) -> Traced:
+    """Traces a computation.
+
+    Args:
+        compute: the computation; what else it reads of tensors is kept as it is now.
+        inputs: tensors as it takes them.
+        free: the numbers of those, from 0 or back from -1, that may be of any size in their first
+            dimension; where two are alike now, they are always. All other shapes never change.
+
+    Raises:
+        CannotRecord: what is computed hangs on a size, or cannot be written down.
+    """
     # Here, for they take a second to import, which a GPU's server need not wait for.
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import (
@@ -102,11 +136,12 @@ def _traced(
         context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
         return mode.from_tensor(tensor, static_shapes=False, symbolic_context=context)
 
-    first_free = len(inputs) - free
-    fakes = [fake(each, is_free=index >= first_free) for index, each in enumerate(inputs)]
-    trace = make_fx(compute, tracing_mode="symbolic", _allow_non_fake_inputs=True)
+    any_size = {number % len(inputs) for number in free}
+    fakes = [fake(each, is_free=index in any_size) for index, each in enumerate(inputs)]
+    tracing = make_fx(compute, tracing_mode="symbolic", _allow_non_fake_inputs=True)
     try:
-        traced = trace(*fakes)
+        with _TRACING:
+            traced = tracing(*fakes)
     except Exception as error:  # torch raises errors of many kinds here
         raise CannotRecord(f"it cannot be traced ({_first_line(error)})") from error
     relations = [guard.expr for guard in shapes.guards]
@@ -117,26 +152,22 @@ def _traced(
         if node.target is torch.ops.aten.detach.default:  # nothing is differentiated any more
             node.replace_all_uses_with(node.args[0])
             traced.graph.erase_node(node)
-    return traced.graph, dict(traced.named_buffers())
+    kept = dict(traced.named_buffers())
+    return _written_down(traced.graph, kept)
 
 
-def _compiled(graph: Graph, kept: Mapping[str, Tensor]) -> Run:
-    parameters, lines = [f"{name}: Tensor" for name in kept], []
+def _written_down(graph: Graph, kept: Mapping[str, Tensor]) -> Traced:
+    names, lines = list(kept), []
     for node in graph.nodes:
         if node.op == "placeholder":
-            parameters.append(f"{node.name}: Tensor")
+            names.append(node.name)
         elif node.op == "output":
             lines.append(f"return {_written(list(node.args[0]))}")
         elif node.op == "get_attr":
             lines.append(f"{node.name} = {node.target}")
         else:
             lines.append(f"{node.name} = {_call(node)}")
-    source = f"def run({', '.join(parameters)}):\n" + "".join(f"    {line}\n" for line in lines)
-    try:
-        unit = torch.jit.CompilationUnit(source)
-    except RuntimeError as error:
-        raise CannotRecord(f"it is no TorchScript ({_first_line(error)})") from error
-    return partial(unit.run, *kept.values())
+    return Traced(list(kept.values()), names, lines)
 
 
 def _call(node: Node) -> str:

@@ -161,19 +161,12 @@ class Lane:
 
     def _adapt(self, batch: list[Entry], computer: Computer) -> None:
         works: list[Adapt] = [entry.work for entry in batch]
-        adapted = computer.adapt([work.support for work in works], works[0].steps)
-        asking = [
-            (index, phi, work.query)
-            for index, (work, (phi, _)) in enumerate(zip(works, adapted, strict=True))
-            if work.query is not None
-        ]
-        answers = computer.predict([(phi, query) for _, phi, query in asking])
-        answered = dict(zip((index for index, _, _ in asking), answers, strict=True))
-        for index, (entry, (phi, losses)) in enumerate(zip(batch, adapted, strict=True)):
+        supports, queries = [work.support for work in works], [work.query for work in works]
+        adapted = computer.adapt(supports, works[0].steps, queries)
+        for entry, (phi, losses, answers) in zip(batch, adapted, strict=True):
             self._cache.put(entry.phi_key, phi)
             weights = computer.weights(phi) if entry.work.export else None
-            loss = tuple(losses.tolist())
-            entry.future.set_result(Adapted(loss, answered.get(index), weights))
+            entry.future.set_result(Adapted(tuple(losses.tolist()), answers, weights))
 
     def _predict(self, batch: list[Entry], computer: Computer) -> None:
         found = []

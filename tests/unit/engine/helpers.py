@@ -198,11 +198,12 @@ class Device:
     def steer(self, monkeypatch) -> None:
         adapt_all, predict_all = Computer.adapt, Computer.predict
 
-        def adapt(computer, supports, steps):
+        def adapt(computer, supports, steps, queries=()):
             self.adapted += len(supports)
-            for support in supports:
-                self._meet(support.inputs)
-            return adapt_all(computer, supports, steps)
+            asked = [query for query in queries if query is not None]
+            for inputs in (*(support.inputs for support in supports), *asked):
+                self._meet(inputs)
+            return adapt_all(computer, supports, steps, queries or None)
 
         def predict(computer, requests):
             for _, query in requests:

@@ -174,9 +174,9 @@ def test_small_tasks_share_a_computation_and_large_ones_do_not(running, device, 
     alone, together = [], []
     one, several = Alone.adapt, compute.adapted_contents
 
-    def adapt_one(self, support, steps):
+    def adapt_one(self, support, steps, parts):
         alone.append(len(support.labels))
-        return one(self, support, steps)
+        return one(self, support, steps, parts)
 
     def adapt_several(learner, theta, support, *arguments):
         together.append(support.labels.shape[-1])
@@ -218,9 +218,9 @@ def test_queries_of_one_session_by_several_callers_are_computed_together(
         submit(engine, f"own:{number}", work).result(SECONDS)
     answer = Alone.answer
 
-    def recording(self, phi, query):
-        passes.append(len(query))
-        return answer(self, phi, query)
+    def recording(self, phi, parts):
+        passes.append(sum(map(len, parts)))
+        return answer(self, phi, parts)
 
     monkeypatch.setattr(Alone, "answer", recording)
     held = device.hold(engine)

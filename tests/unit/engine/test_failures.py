@@ -205,9 +205,9 @@ def test_busy_seconds_count_every_second_once(running, device, monkeypatch):
     engine = running()
     slow = Computer.adapt
 
-    def sleeping(computer, supports, steps):
+    def sleeping(computer, *arguments):
         time.sleep(0.02)
-        return slow(computer, supports, steps)
+        return slow(computer, *arguments)
 
     monkeypatch.setattr(Computer, "adapt", sleeping)
     began = time.monotonic()

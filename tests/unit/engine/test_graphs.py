@@ -1,5 +1,6 @@
 """What is run as a graph of operators is what Python computes operation by operation."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from app.engine import Engine, ModelKey, alone
 from app.engine.compute import Computer
-from app.engine.graphs import Graphs
+from app.engine.graphs import Graphs, Program, Run, compiled, trace
 from app.engine.requests import SupportSet
 from app.recordings import CannotRecord
 from app.registry import InputSpec, Registry
@@ -71,7 +72,7 @@ def test_a_graph_gives_what_python_gives_for_tasks_of_any_size(tmp_path, graphs,
     save_model(registry, KEY, network, **{"shape": shape, **facts})
     one = computer(registry)
     one.record()
-    recorded = dict(graphs._runs)
+    recorded = dict(graphs._programs)
     assert {what[0] for what in recorded} == {"adapt", "answer"}
     steps, rng = one.card.steps, np.random.default_rng(0)
     for shots in SHOTS if name != "rows of its own" else [[1, 2, 1], [7, 1, 5]]:
@@ -79,19 +80,19 @@ def test_a_graph_gives_what_python_gives_for_tasks_of_any_size(tmp_path, graphs,
         queries = [rng.random((count, *shape), np.float32) for count in (1, 2, 17, 300)]
 
         def answered(support=support, queries=queries) -> list:
-            phi, losses = one.alone.adapt(support, steps)
-            answers = [tensor for query in queries for tensor in one.alone.answer(phi, query)]
-            return [phi.vector, losses, *answers]
+            phi, losses, at_once = one.alone.adapt(support, steps, queries)
+            pairs = [*at_once, *one.alone.answer(phi, queries)]
+            return [phi.vector, losses, *(tensor for pair in pairs for tensor in pair)]
 
         with torch.no_grad():
             for _ in range(2):  # torch makes more of a graph once it has run
                 by_graph = answered()
             with monkeypatch.context() as patch:
-                patch.setattr(graphs, "_runs", {})
+                patch.setattr(graphs, "_programs", {})
                 by_python = answered()
         for got, want in zip(by_graph, by_python, strict=True):
             np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
-    assert graphs._runs == recorded, "a graph failed"
+    assert graphs._programs == recorded, "a graph failed"
 
 
 def test_another_number_of_steps_is_computed_by_python(tmp_path, graphs):
@@ -100,7 +101,7 @@ def test_another_number_of_steps_is_computed_by_python(tmp_path, graphs):
     one = computer(registry)
     one.record()
     with torch.no_grad():
-        _, losses = one.alone.adapt(support_of([2, 2], NUMBERS), 5)
+        _, losses, _ = one.alone.adapt(support_of([2, 2], NUMBERS), 5)
     assert len(losses) == 6
 
 
@@ -114,22 +115,22 @@ def test_versions_of_one_kind_share_graphs_and_each_answers_by_its_own_numbers(
     registry = Registry(tmp_path)
     save_model(registry, KEY, MLP, shape=NUMBERS, calibration=CALIBRATION)
     computer(registry).record()
-    recorded = dict(graphs._runs)
+    recorded = dict(graphs._programs)
     colder = CALIBRATION.model_copy(update={"temperature": (0.1, 0.1, 0.1)})
     other = ModelKey("model", 2)
     save_model(registry, other, MLP, shape=NUMBERS, calibration=colder, seed=8, rates=other_rates)
     one = computer(registry, other)
     one.record()
-    assert graphs._runs == recorded
+    assert graphs._programs == recorded
     query = np.random.default_rng(1).random((4, *NUMBERS), np.float32)
 
     def answered() -> list[torch.Tensor]:
         with torch.no_grad():
-            phi, losses = one.alone.adapt(support_of([2, 3], NUMBERS), 3)
-            return [phi.vector, losses, *one.alone.answer(phi, query)]
+            phi, losses, [answers] = one.alone.adapt(support_of([2, 3], NUMBERS), 3, [query])
+            return [phi.vector, losses, *answers]
 
     by_graph = answered()
-    monkeypatch.setattr(graphs, "_runs", {})
+    monkeypatch.setattr(graphs, "_programs", {})
     for got, want in zip(by_graph, answered(), strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
 
@@ -151,10 +152,10 @@ def test_versions_of_another_kind_have_graphs_of_their_own(tmp_path, graphs, fac
     registry = Registry(tmp_path)
     save_model(registry, KEY, MLP, shape=NUMBERS)
     computer(registry).record()
-    before = {what for what in graphs._runs if what[0] == "adapt"}
+    before = {what for what in graphs._programs if what[0] == "adapt"}
     save_model(registry, ModelKey("model", 2), MLP, shape=NUMBERS, **facts)
     computer(registry, ModelKey("model", 2)).record()
-    assert len({what for what in graphs._runs if what[0] == "adapt"} - before) == 1
+    assert len({what for what in graphs._programs if what[0] == "adapt"} - before) == 1
 
 
 def test_two_that_record_at_once_leave_torch_as_it_was(tmp_path, graphs, logs):
@@ -167,7 +168,7 @@ def test_two_that_record_at_once_leave_torch_as_it_was(tmp_path, graphs, logs):
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(Computer.record, computers))
     assert (modules.__call__, modules.__getattr__) == before
-    assert len(graphs._runs) == 6
+    assert len(graphs._programs) == 6
     assert logs == []
 
 
@@ -194,7 +195,7 @@ def test_a_network_of_ones_own_is_computed_by_python(tmp_path, graphs):
     network = {"name": "tests.unit.engine.test_graphs:own_network", "features": 4}
     save_model(registry, KEY, network, shape=NUMBERS)
     computer(registry).record()
-    assert graphs._runs == {}
+    assert graphs._programs == {}
 
 
 def own_network(shape: tuple[int, ...], features: int) -> torch.nn.Module:
@@ -211,7 +212,7 @@ def test_the_newest_version_is_recorded_when_an_engine_is_ready_and_others_once_
     engine = Engine(registry, Settings(device="cpu", max_support=8, max_classes=4))
 
     def recorded(hidden: int) -> int:
-        return sum(f"('hidden', [{hidden}])" in what[-1] for what in graphs._runs)
+        return sum(f"('hidden', [{hidden}])" in what[-1] for what in graphs._programs)
 
     try:
         start(engine)
@@ -223,13 +224,24 @@ def test_the_newest_version_is_recorded_when_an_engine_is_ready_and_others_once_
     assert not engine._recorder.thread.is_alive()
 
 
-def double(rows: torch.Tensor) -> list[torch.Tensor]:
-    return [2 * rows]
+def double(rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [2 * each for each in rows]
+
+
+def record(graphs: Graphs, what: str, compute: Run, inputs: Sequence[torch.Tensor]) -> None:
+    """A program that is one graph, of inputs of any number of rows."""
+
+    def make() -> list[Program]:
+        traced = trace(compute, inputs, range(len(inputs)))
+        [run] = compiled(traced.function("run"), ["run"])
+        return [lambda given: run([*traced.kept, *given])]
+
+    graphs.record([what], make)
 
 
 def test_what_else_is_read_is_kept_as_it_was():
     graphs, kept = Graphs(), torch.tensor([1.0, 2.0])
-    graphs.record("shift", lambda rows: [rows + kept, rows * float("inf")], [torch.ones(3, 2)], 1)
+    record(graphs, "shift", lambda rows: [rows + kept, rows * float("inf")], [torch.ones(3, 2)])
     (shifted, infinite) = graphs.run("shift", double, [torch.zeros(5, 2) + 1])
     assert shifted.tolist() == [[2.0, 3.0]] * 5
     assert infinite.tolist() == [[float("inf")] * 2] * 5
@@ -246,7 +258,7 @@ def test_what_else_is_read_is_kept_as_it_was():
 def test_what_hangs_on_a_size_or_a_value_cannot_be_recorded(compute, reason):
     graphs = Graphs()
     with pytest.raises(CannotRecord, match=reason):
-        graphs.record("name", compute, [torch.ones(3, 2)], 1)
+        record(graphs, "name", compute, [torch.ones(3, 2)])
     assert graphs.run("name", double, [torch.ones(1)])[0].item() == 2
 
 
@@ -255,16 +267,25 @@ def test_a_graph_that_fails_with_what_it_computes_is_kept(logs):
         raise RuntimeError("no memory")
 
     graphs = Graphs()
-    graphs.record("sum", lambda a, b: [a + b], [torch.ones(3), torch.ones(3)], 2)
+    record(graphs, "sum", lambda a, b: [a + b], [torch.ones(3), torch.ones(3)])
     with pytest.raises(RuntimeError, match="no memory"):
         graphs.run("sum", fails, [torch.ones(2), torch.ones(5)])
     assert graphs.run("sum", fails, [torch.ones(2), torch.ones(2)])[0].tolist() == [2, 2]
     assert logs == []
 
 
+def test_what_is_no_torchscript_cannot_be_recorded():
+    with pytest.raises(CannotRecord, match="no TorchScript"):
+        compiled("def run(given: List[Tensor]):\n    return nothing\n", ["run"])
+
+
 def test_a_graph_that_fails_is_dropped_and_named(logs):
+    def totals(given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [torch.stack([each.sum() for each in given]).sum()]
+
     graphs = Graphs()
-    graphs.record("sum", lambda a, b: [a + b], [torch.ones(3), torch.ones(3)], 2)
+    record(graphs, "sum", lambda a, b: [a + b], [torch.ones(3), torch.ones(3)])
     for _ in range(2):
-        assert graphs.run("sum", lambda a, b: [a.sum() + b.sum()], [torch.ones(2), torch.ones(5)])
+        [total] = graphs.run("sum", totals, [torch.ones(2), torch.ones(5)])
+        assert total.item() == 7
     assert [entry["event"] for entry in logs] == ["a graph of operators failed and is dropped"]

@@ -72,9 +72,9 @@ def slow(monkeypatch) -> None:
     """No adaptation is done so soon that the next one need not go to another lane."""
     adapt = Computer.adapt
 
-    def waiting(computer, supports, steps):
+    def waiting(computer, *arguments, **named):
         time.sleep(0.02)
-        return adapt(computer, supports, steps)
+        return adapt(computer, *arguments, **named)
 
     monkeypatch.setattr(Computer, "adapt", waiting)
 

@@ -79,10 +79,9 @@ def test_what_another_sessions_weights_left_in_a_slot_is_in_no_answer(running, m
 def test_what_one_replay_gave_is_kept_when_the_next_of_its_shape_runs(running, models):
     computer = running(batch_limit=8)._computers[CONV][0]
     works = [problem(seed, [1, 1], queries=3 + seed) for seed in range(4)]
-    adapted = computer.adapt([work.support for work in works], works[0].steps)
-    asked = [(phi, work.query) for (phi, _), work in zip(adapted, works, strict=True)]
-    answers = computer.predict(asked)
-    for work, (_, losses), got in zip(works, adapted, answers, strict=True):
+    supports, queries = [work.support for work in works], [work.query for work in works]
+    adapted = computer.adapt(supports, works[0].steps, queries)
+    for work, (_, losses, got) in zip(works, adapted, strict=True):
         want = plain(models[CONV], work)
         np.testing.assert_allclose(losses, want.support_loss, **SAME)
         np.testing.assert_allclose(got.probabilities, rows_of(want), **SAME)
@@ -108,7 +107,8 @@ def test_inputs_are_staged_only_once_those_of_two_turns_before_were_read(running
     adapted = computer.adapt([work.support for work in works], works[0].steps)
     assert told == ["next", "run", "sent"] * 3
     told.clear()
-    computer.predict([(phi, work.query) for (phi, _), work in zip(adapted, works, strict=True)])
+    asked = [(each.phi, work.query) for each, work in zip(adapted, works, strict=True)]
+    computer.predict(asked)
     assert told == ["next", "run", "sent"] * 3
 
 

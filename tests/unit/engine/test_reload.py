@@ -196,10 +196,10 @@ def test_versions_that_fail_on_the_device_leave_it_working(engine, registry, log
         add(registry, ModelKey("deep", version))
     adapt = Computer.adapt
 
-    def failing(computer, supports, steps):
+    def failing(computer, *arguments, **named):
         if computer.card.version >= NEW.version:
             raise RuntimeError("out of memory")
-        return adapt(computer, supports, steps)
+        return adapt(computer, *arguments, **named)
 
     monkeypatch.setattr(Computer, "adapt", failing)
     engine.reload()
