@@ -109,7 +109,8 @@ class Lane:
         self.batch = batch.entries
         # Were there more helpers of OpenMP than cores, all of them would wait passively.
         small = 0 < sum(entry.cost for entry in batch.entries) <= SMALL_WORK  # a chore costs 0
-        lone = self.number == 0 and batch.alone and not small
+        one = len(batch.entries) == 1
+        lone = self.number == 0 and batch.alone and one and not small
         torch.set_num_threads(self._all if lone else self._share)
         if isinstance(batch.entries[0].work, Chore):
             self._do(batch.entries[0])
