@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from app.database import Asked
 from app.errors import Unavailable
@@ -17,9 +17,18 @@ THREADS = 4
 """Of their own: a statement is short, and shall not wait for a thread that reads pictures."""
 
 
+T = TypeVar("T")
+
+
 class _Caller(NamedTuple):
     asked: Asked
-    future: "asyncio.Future[StoredSession]"
+    then: Callable[[StoredSession], Any]
+    future: "asyncio.Future[Any]"
+
+
+class _Made(NamedTuple):
+    value: Any = None
+    error: Exception | None = None
 
 
 class Lookups:
@@ -42,12 +51,21 @@ class Lookups:
 
     async def find(self, owner: str, session_id: str) -> StoredSession:
         """The session as it is when this is called, or later; raises what `find_all` tells."""
-        caller = _Caller(Asked(owner, session_id), asyncio.get_running_loop().create_future())
+        return await self.find_and(owner, session_id, _itself)
+
+    async def find_and(self, owner: str, session_id: str, then: Callable[[StoredSession], T]) -> T:
+        """What `then` makes of the session that `find` gives, in the thread that found it.
+
+        It must not take long, as others whose sessions were found along with this one wait for it.
+        Where a way to another thread and back would, this is sooner done for all of them.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        caller = _Caller(Asked(owner, session_id), then, future)
         self._waiting.append(caller)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work())
         try:
-            return await caller.future
+            return await future
         finally:
             del caller  # an error that it holds would hold this frame, and this frame the caller
 
@@ -67,21 +85,38 @@ class Lookups:
                 await asyncio.wait({serving}, timeout=PATIENCE_SECONDS)
 
     async def _serve(self, callers: Sequence[_Caller]) -> None:
-        asked = [caller.asked for caller in callers]
         loop = asyncio.get_running_loop()
-        found: Sequence[StoredSession | Exception]
+        made: Sequence[_Made]
         try:
-            found = await loop.run_in_executor(self._threads, self._find_all, asked)
+            made = await loop.run_in_executor(self._threads, self._make, callers)
         except Exception as error:
             if len(callers) > 1 and not isinstance(error, Unavailable):
                 for caller in callers:  # what is wrong with one shall hurt no other
                     await self._serve([caller])
                 return
-            found = [error] * len(callers)
-        for caller, each in zip(callers, found, strict=True):
+            made = [_Made(error=error)] * len(callers)
+        for caller, its in zip(callers, made, strict=True):
             if caller.future.done():  # the caller has gone
                 continue
-            if isinstance(each, Exception):
-                caller.future.set_exception(each)
+            if its.error is not None:
+                caller.future.set_exception(its.error)
             else:
-                caller.future.set_result(each)
+                caller.future.set_result(its.value)
+
+    def _make(self, callers: Sequence[_Caller]) -> list[_Made]:
+        """What each caller asked for."""
+        found = self._find_all([caller.asked for caller in callers])
+        return [_made(caller.then, each) for caller, each in zip(callers, found, strict=True)]
+
+
+def _made(then: Callable[[StoredSession], Any], found: Found) -> _Made:
+    if isinstance(found, Exception):
+        return _Made(error=found)
+    try:
+        return _Made(then(found))
+    except Exception as error:  # of one caller, and nobody else's
+        return _Made(error=error.with_traceback(None))  # which would hold all that was found
+
+
+def _itself(stored: StoredSession) -> StoredSession:
+    return stored

@@ -139,6 +139,34 @@ async def test_a_statement_that_fails_fails_its_callers_and_no_later_ones(statem
     assert await lookups.find("ann", "c") == ("ann", "c")
 
 
+async def test_what_follows_is_done_by_the_thread_that_found_the_session(statements):
+    def tell(found: Any) -> tuple[Any, str]:
+        return found, threading.current_thread().name
+
+    found, thread = await Lookups(statements).find_and("ann", "a", tell)
+    assert found == ("ann", "a")
+    assert thread.startswith("lookup")
+
+
+async def test_what_follows_and_fails_is_no_other_callers_trouble(statements):
+    def fail(found: Any) -> None:
+        raise ValueError(f"{found[1]} cannot be read")
+
+    joined = Lookups(statements)
+    held = await statements.hold(joined, "first")
+    failing = asyncio.create_task(joined.find_and("ann", "a", fail))
+    missing = asyncio.create_task(joined.find_and("ann", "none", fail))
+    (other,) = await begin(joined, ("ann", "b"))
+    statements.planned["none"] = SessionNotFound("there is no session")
+    statements.gate.set()
+    assert await asyncio.gather(held, other) == [("ann", "first"), ("ann", "b")]
+    with pytest.raises(ValueError, match="a cannot be read"):
+        await failing
+    with pytest.raises(SessionNotFound):
+        await missing
+    assert [len(asked) for asked in statements.seen] == [1, 3]
+
+
 async def test_who_has_gone_is_skipped(statements):
     lookups = Lookups(statements)
     held = await statements.hold(lookups, "first")

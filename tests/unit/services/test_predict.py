@@ -1,11 +1,14 @@
 """Asking a session something, on a real SQLite and with the honest fake engine."""
 
+import threading
+
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from app.errors import InnerloopError, InvalidInput
-from app.services import NewSession
+from app.services import NewSession, sessions
+from app.services.views import ImageInput
 from tests.fakes import class_means, example
 from tests.unit.services.common import MORE, QUERY, SUPPORT, calls_on
 
@@ -51,6 +54,33 @@ async def test_phi_is_made_anew_from_the_stored_support_set(service, engine):
 
     await service.predict("ann", created.id, QUERY)
     assert engine.methods() == ["predict", "adapt", "predict"]
+
+
+@pytest.mark.parametrize(
+    ("query", "where"),
+    [
+        ([ImageInput(bytes(4096))] * 4, "lookup"),
+        ([ImageInput(bytes(4097))], "asyncio"),
+        ([ImageInput(bytes(1))] * 5, "asyncio"),
+        (QUERY, "asyncio"),
+    ],
+    ids=["few and small", "large", "many", "numbers"],
+)
+async def test_finding_a_session_waits_for_no_long_query(service, monkeypatch, query, where):
+    created = await service.create("ann", NewSession(SUPPORT))
+    check, threads = sessions.check_query, []
+
+    def checking(*arguments):
+        threads.append(threading.current_thread().name)
+        return check(*arguments)
+
+    monkeypatch.setattr(sessions, "check_query", checking)
+    if query is QUERY:
+        await service.predict("ann", created.id, query)
+    else:
+        with pytest.raises(InvalidInput, match="takes no pictures"):
+            await service.predict("ann", created.id, query)
+    assert [thread.partition("_")[0] for thread in threads] == [where]
 
 
 async def test_every_query_is_answered_where_the_cache_keeps_nothing(service, engine):
