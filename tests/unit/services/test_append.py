@@ -107,10 +107,15 @@ async def test_phi_of_a_lost_race_never_answers(service, replica, engine):
     held, engine.held = engine.held, []
     engine.answers = True
     winner = await service.append("ann", created.id, MORE[1:])
+    engine.answers = False  # the loser is not to win its second try before the query is answered
     held[0]()  # the loser's adaptation ends last, for the same number of revision
-    got = await service.predict("ann", created.id, QUERY)
+    query = asyncio.create_task(service.predict("ann", created.id, QUERY))
+    await until(lambda: len(engine.held) == 2)
+    engine.held.pop(engine.methods()[-2:].index("predict"))()
+    got = await query
     assert got.revision == winner.revision == 2
     assert list(got.data[0].probabilities) == ["b", "a", "c"]
+    engine.release()
     await loser
 
 
