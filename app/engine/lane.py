@@ -108,12 +108,12 @@ class Lane:
             return False
         self.batch = batch.entries
         # Were there more helpers of OpenMP than cores, all of them would wait passively.
-        small = 0 < sum(entry.cost for entry in batch.entries) <= SMALL_WORK  # a chore costs 0
-        one = len(batch.entries) == 1
-        lone = self.number == 0 and batch.alone and one and not small
+        first, *others = batch.entries
+        small = 0 < first.cost <= SMALL_WORK  # a chore costs 0
+        lone = self.number == 0 and batch.alone and not others and not small
         torch.set_num_threads(self._all if lone else self._share)
-        if isinstance(batch.entries[0].work, Chore):
-            self._do(batch.entries[0])
+        if isinstance(first.work, Chore):
+            self._do(first)
             return True
         self.counts.requests += len(batch.entries)
         with self._cache.batch():

@@ -16,7 +16,6 @@ PATIENCE_SECONDS = 0.05
 THREADS = 4
 """Of their own: a statement is short, and shall not wait for a thread that reads pictures."""
 
-
 T = TypeVar("T")
 
 
@@ -59,15 +58,16 @@ class Lookups:
         It must not take long, as others whose sessions were found along with this one wait for it.
         Where a way to another thread and back would, this is sooner done for all of them.
         """
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        future = asyncio.get_running_loop().create_future()
         caller = _Caller(Asked(owner, session_id), then, future)
         self._waiting.append(caller)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work())
         try:
-            return await future
+            made: T = await future
+            return made
         finally:
-            del caller  # an error that it holds would hold this frame, and this frame the caller
+            del caller, future  # an error that it holds would hold this frame, and this frame it
 
     def close(self) -> None:
         """Takes no more callers; a statement that is stuck is left to itself."""

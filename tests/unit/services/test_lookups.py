@@ -1,8 +1,11 @@
 """Many callers who look for sessions at the same time."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from app.errors import DatabaseUnavailable, SessionNotFound
 from app.services import NewSession, lookups
 from app.services.lookups import Lookups
 from app.services.store import Found
-from tests.unit.services.common import SUPPORT
+from tests.unit.services.common import SUPPORT, until
 
 pytestmark = pytest.mark.anyio
 
@@ -165,6 +168,23 @@ async def test_what_follows_and_fails_is_no_other_callers_trouble(statements):
     with pytest.raises(SessionNotFound):
         await missing
     assert [len(asked) for asked in statements.seen] == [1, 3]
+
+
+async def test_what_failed_is_not_kept_until_the_next_garbage_collection(statements):
+    class Query:
+        def __call__(self, found: Any) -> None:
+            raise ValueError(f"{found[1]} cannot be read")
+
+    query = Query()
+    left = weakref.ref(query)
+    gc.disable()
+    try:
+        with suppress(ValueError):
+            await Lookups(statements).find_and("ann", "a", query)
+        del query
+        await until(lambda: left() is None)
+    finally:
+        gc.enable()
 
 
 async def test_who_has_gone_is_skipped(statements):
