@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 from app.database import Asked
-from app.errors import Unavailable
+from app.errors import InnerloopError, Unavailable
 from app.services.store import Found, StoredSession
 
 MOST_AT_ONCE = 100
@@ -19,13 +19,16 @@ THREADS = 4
 T = TypeVar("T")
 
 
+_Then = Callable[[StoredSession], Any]
+
+
 class _Caller(NamedTuple):
     asked: Asked
-    then: Callable[[StoredSession], Any]
+    then: _Then
     future: "asyncio.Future[Any]"
 
 
-class _Made(NamedTuple):
+class _Outcome(NamedTuple):
     value: Any = None
     error: Exception | None = None
 
@@ -85,37 +88,42 @@ class Lookups:
                 await asyncio.wait({serving}, timeout=PATIENCE_SECONDS)
 
     async def _serve(self, callers: Sequence[_Caller]) -> None:
+        asked, thens = [each.asked for each in callers], [each.then for each in callers]
         loop = asyncio.get_running_loop()
-        made: Sequence[_Made]
+        outcomes: Sequence[_Outcome]
         try:
-            made = await loop.run_in_executor(self._threads, self._make, callers)
+            # Errors know the frames of that thread, which therefore must not know the futures.
+            outcomes = await loop.run_in_executor(self._threads, self._outcomes, asked, thens)
         except Exception as error:
             if len(callers) > 1 and not isinstance(error, Unavailable):
                 for caller in callers:  # what is wrong with one shall hurt no other
                     await self._serve([caller])
                 return
-            made = [_Made(error=error)] * len(callers)
-        for caller, its in zip(callers, made, strict=True):
+            outcomes = [_Outcome(error=error)] * len(callers)
+        for caller, outcome in zip(callers, outcomes, strict=True):
             if caller.future.done():  # the caller has gone
                 continue
-            if its.error is not None:
-                caller.future.set_exception(its.error)
+            if outcome.error is not None:
+                caller.future.set_exception(outcome.error)
             else:
-                caller.future.set_result(its.value)
+                caller.future.set_result(outcome.value)
+        del callers, caller, outcomes, outcome  # an error may know this frame, too
 
-    def _make(self, callers: Sequence[_Caller]) -> list[_Made]:
-        """What each caller asked for."""
-        found = self._find_all([caller.asked for caller in callers])
-        return [_made(caller.then, each) for caller, each in zip(callers, found, strict=True)]
+    def _outcomes(self, asked: Sequence[Asked], thens: Sequence[_Then]) -> list[_Outcome]:
+        found = self._find_all(asked)
+        return [_outcome(then, each) for then, each in zip(thens, found, strict=True)]
 
 
-def _made(then: Callable[[StoredSession], Any], found: Found) -> _Made:
+def _outcome(then: _Then, found: Found) -> _Outcome:
+    """What a caller gets of what was found."""
     if isinstance(found, Exception):
-        return _Made(error=found)
+        return _Outcome(error=found)
     try:
-        return _Made(then(found))
-    except Exception as error:  # of one caller, and nobody else's
-        return _Made(error=error.with_traceback(None))  # which would hold all that was found
+        return _Outcome(then(found))
+    except InnerloopError as error:  # foreseen: nobody asks where it was raised
+        return _Outcome(error=error.with_traceback(None))  # which would hold all that was found
+    except Exception as error:  # of this caller, and nobody else's
+        return _Outcome(error=error)
 
 
 def _itself(stored: StoredSession) -> StoredSession:

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 from app.database import Database, KeyTaken, SessionRecord, new_session_id
 from app.engine.requests import Adapted, Answers, Floats, ModelKey, PhiMissing, SupportSet
-from app.errors import Contention
+from app.errors import Contention, InvalidInput
 from app.registry import Card
 from app.services.answers import check_adapted, check_answers, predictions
 from app.services.checks import (
@@ -49,9 +49,9 @@ from app.services.weights import weights_file
 from app.settings import Settings
 
 APPEND_TRIES = 5
-LITTLE_QUERIES, LITTLE_BYTES = 4, 4096
-"""So many pictures, of so many bytes each, are read where their session was found: it takes no
-longer than to find it."""
+LITTLE_QUERIES, LITTLE_BYTES, LITTLE_PIXELS = 4, 4096, 128 * 128
+"""So many pictures, of so many bytes and pixels each, are read by the thread that found their
+session: it takes no longer than to find it."""
 
 T = TypeVar("T")
 
@@ -89,6 +89,8 @@ class SessionService:
         self._lookups = Lookups(self._store.find_all)
         self._engine = engine
         self._settings = settings
+        pixels = min(LITTLE_PIXELS, settings.max_image_pixels)
+        self._for_little = settings.model_copy(update={"max_image_pixels": pixels})
         self._now = now
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -151,14 +153,19 @@ class SessionService:
             InvalidInput: with every rule that is broken.
         """
 
-        def checked(stored: StoredSession) -> tuple[StoredSession, Floats]:
-            return stored, check_query(query, stored.card, self._settings)
+        def if_little(stored: StoredSession) -> tuple[StoredSession, Floats | None]:
+            try:
+                return stored, check_query(query, stored.card, self._for_little)
+            except InvalidInput:  # it may have too many pixels for this thread only
+                return stored, None
 
-        if _is_little(query):
-            stored, inputs = await self._lookups.find_and(owner, session_id, checked)
+        inputs = None
+        if _may_be_little(query):
+            stored, inputs = await self._lookups.find_and(owner, session_id, if_little)
         else:
             stored = await self._lookups.find(owner, session_id)
-            _, inputs = await asyncio.to_thread(checked, stored)
+        if inputs is None:
+            inputs = await asyncio.to_thread(check_query, query, stored.card, self._settings)
         answers = await self._answers(stored, inputs, "/query/{}")
         return Predictions(
             session=stored.record.id,
@@ -399,7 +406,7 @@ class SessionService:
             raise
 
 
-def _is_little(query: Sequence[Input]) -> bool:
+def _may_be_little(query: Sequence[Input]) -> bool:
     return len(query) <= LITTLE_QUERIES and all(
         isinstance(each, ImageInput) and len(each.data) <= LITTLE_BYTES for each in query
     )

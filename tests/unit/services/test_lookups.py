@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.database import Asked
-from app.errors import DatabaseUnavailable, SessionNotFound
+from app.errors import DatabaseUnavailable, InvalidInput, Issue, SessionNotFound
 from app.services import NewSession, lookups
 from app.services.lookups import Lookups
 from app.services.store import Found
@@ -170,18 +170,22 @@ async def test_what_follows_and_fails_is_no_other_callers_trouble(statements):
     assert [len(asked) for asked in statements.seen] == [1, 3]
 
 
-async def test_what_failed_is_not_kept_until_the_next_garbage_collection(statements):
+@pytest.mark.parametrize("error", [None, DatabaseUnavailable, KeyError])
+async def test_what_failed_is_not_kept_until_the_next_garbage_collection(statements, error):
     class Query:
         def __call__(self, found: Any) -> None:
-            raise ValueError(f"{found[1]} cannot be read")
+            raise InvalidInput([Issue("/query/0", f"{found[1]} cannot be read")])
 
+    if error is not None:
+        statements.planned["all"] = error("of the statement")
     query = Query()
     left = weakref.ref(query)
     gc.disable()
     try:
-        with suppress(ValueError):
+        with suppress(InvalidInput, KeyError, DatabaseUnavailable):
             await Lookups(statements).find_and("ann", "a", query)
         del query
+        statements.planned.clear()
         await until(lambda: left() is None)
     finally:
         gc.enable()

@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 
 from app.errors import InnerloopError, InvalidInput
-from app.services import NewSession, sessions
+from app.services import NewSession, SessionService, sessions
 from app.services.views import ImageInput
 from tests.fakes import class_means, example
 from tests.unit.services.common import MORE, QUERY, SUPPORT, calls_on
@@ -56,23 +56,32 @@ async def test_phi_is_made_anew_from_the_stored_support_set(service, engine):
     assert engine.methods() == ["predict", "adapt", "predict"]
 
 
+LIMIT = 10**6
+
+
 @pytest.mark.parametrize(
-    ("query", "where"),
+    ("query", "read"),
     [
-        ([ImageInput(bytes(4096))] * 4, "lookup"),
-        ([ImageInput(bytes(4097))], "asyncio"),
-        ([ImageInput(bytes(1))] * 5, "asyncio"),
-        (QUERY, "asyncio"),
+        ([ImageInput(bytes(4096))] * 4, [("lookup", 128 * 128), ("asyncio", LIMIT)]),
+        ([ImageInput(bytes(4097))], [("asyncio", LIMIT)]),
+        ([ImageInput(bytes(1))] * 5, [("asyncio", LIMIT)]),
+        (QUERY, [("asyncio", LIMIT)]),
     ],
     ids=["few and small", "large", "many", "numbers"],
 )
-async def test_finding_a_session_waits_for_no_long_query(service, monkeypatch, query, where):
+async def test_finding_a_session_waits_for_no_long_query_and_no_large_picture(
+    database, engine, models, settings, monkeypatch, query, read
+):
+    """What is refused where a session is found is read once more, with the usual limits."""
+    settings = settings.model_copy(update={"max_image_pixels": LIMIT})
+    service = SessionService(database, engine, models, settings)
     created = await service.create("ann", NewSession(SUPPORT))
-    check, threads = sessions.check_query, []
+    check, seen = sessions.check_query, []
 
-    def checking(*arguments):
-        threads.append(threading.current_thread().name)
-        return check(*arguments)
+    def checking(query, card, settings):
+        thread = threading.current_thread().name.partition("_")[0]
+        seen.append((thread, settings.max_image_pixels))
+        return check(query, card, settings)
 
     monkeypatch.setattr(sessions, "check_query", checking)
     if query is QUERY:
@@ -80,7 +89,7 @@ async def test_finding_a_session_waits_for_no_long_query(service, monkeypatch, q
     else:
         with pytest.raises(InvalidInput, match="takes no pictures"):
             await service.predict("ann", created.id, query)
-    assert [thread.partition("_")[0] for thread in threads] == [where]
+    assert seen == read
 
 
 async def test_every_query_is_answered_where_the_cache_keeps_nothing(service, engine):
