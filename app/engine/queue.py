@@ -44,7 +44,8 @@ class WorkQueue:
 
     Several lanes may take from it, each under a number from 0 on. Where more than one of them
     rests, the least number takes what comes. What would cost more than `most_at_work` along with
-    what is being done waits until it does not, or nothing is being done.
+    what is being done waits until it does not, or nothing is being done; but for what costs a
+    tenth of it at most, which shall not wait for somebody's largest task.
 
     Args:
         limit: most entries that wait.
@@ -132,7 +133,8 @@ class WorkQueue:
             return False
         first = next(iter(self._waiting.values()))[0]
         cost = first.cost + sum(self._at_work.values())
-        return not self._at_work or cost <= self._most_at_work
+        little = 10 * first.cost <= self._most_at_work
+        return not self._at_work or little or cost <= self._most_at_work
 
     def close(self, reason: Unavailable) -> None:
         """Takes no more entries; those that wait are still served."""

@@ -14,10 +14,14 @@ import torch
 
 from app.engine import Engine, ModelKey, PhiMissing, SupportSet
 from app.engine.alone import Alone
+from app.engine.cache import PhiCache
 from app.engine.compute import Computer
-from app.engine.lane import SMALL_WORK
-from app.engine.queue import Batch, WorkQueue
+from app.engine.lane import SMALL_WORK, Lane, Limits
+from app.engine.phi import Phi
+from app.engine.queue import Batch, Entry, WorkQueue
+from app.engine.requests import Answers
 from app.engine.shapes import ON_CPU, Sharing, sharing_of
+from app.engine.work import Predict
 from app.errors import Draining, EngineFailed
 from app.recordings import CannotRecord
 from app.registry import LoadedModel
@@ -167,7 +171,7 @@ def test_no_more_work_is_done_at_the_same_time_than_memory_has_room_for(queue, l
 
 
 def test_what_is_more_than_memory_has_room_for_is_done_alone(queue, lanes):
-    for name, cost in (("a", 500), ("b", 1)):
+    for name, cost in (("a", 500), ("b", 11)):
         queue.put(entry(name, name, cost))
     first = queue.next_batch(9, 100, 0)
     assert names(first) == ["a"]
@@ -176,6 +180,13 @@ def test_what_is_more_than_memory_has_room_for_is_done_alone(queue, lanes):
     with pytest.raises(TimeoutError):
         second.result(0.05)
     assert names(queue.next_batch(9, 100, 0)) == ["b"]
+
+
+def test_what_is_little_waits_for_no_large_task_where_a_lane_rests(queue, lanes):
+    for name, cost in (("a", 500), ("b", 10)):
+        queue.put(entry(name, name, cost))
+    assert names(queue.next_batch(9, 100, 0)) == ["a"]
+    assert names(lanes(1).result(SECONDS)) == ["b"]
 
 
 def test_closing_sends_every_lane_home_once_nothing_waits(queue, lanes):
@@ -247,6 +258,32 @@ def test_a_lone_request_of_few_queries_has_one_lanes_share(running, monkeypatch)
     for queries in (1, SMALL_WORK, SMALL_WORK + 1):
         engine.predict(CONV, "kept", work.query[:queries]).result(SECONDS)
     assert asked == [THREADS // LANES, THREADS // LANES, THREADS]
+
+
+class Recording:
+    """A computer that notes how many threads it is given."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def predict(self, requests):
+        self.numbers.append(torch.get_num_threads())
+        return [Answers(np.zeros((len(query), 2), np.float32), None) for _, query in requests]
+
+
+@pytest.mark.parametrize(("callers", "threads"), [(1, THREADS), (3, THREADS // LANES)])
+def test_one_request_has_all_threads_and_several_at_once_one_lanes_share(queue, callers, threads):
+    computer, cache = Recording(), PhiCache(1000)
+    cache.put("one", Phi(torch.zeros(3), 2, 2))
+    work = Predict(np.zeros((SMALL_WORK + 1, 5), np.float32))
+    for _ in range(callers):
+        queue.put(Entry([computer], "one", work, "alike", SMALL_WORK + 1))
+    queue.close(Draining("no more"))
+    limits = Limits(16, 100)
+    lane = Lane(0, LANES, THREADS, queue=queue, cache=cache, limits=limits, run=Lane.work)
+    lane.thread.start()
+    lane.thread.join(SECONDS)
+    assert computer.numbers == [threads]
 
 
 @pytest.mark.usefixtures("slow")
