@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 from app.errors import Draining
@@ -52,7 +53,9 @@ class Lifecycle:
         start = time.monotonic()
         await self._wait_until_idle(seconds)
         left = max(0.0, seconds - (time.monotonic() - start))
-        await asyncio.to_thread(stop_engine, left)
+        own = ThreadPoolExecutor(1)  # all others may be busy
+        await asyncio.get_running_loop().run_in_executor(own, stop_engine, left)
+        own.shutdown(wait=False)
         await self._wait_until_idle(LAST_ANSWERS_SECONDS)
 
     async def _wait_until_idle(self, seconds: float) -> None:
