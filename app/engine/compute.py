@@ -103,22 +103,22 @@ class Computer:
     ) -> list[Adaptation]:
         """Adapts θ to each support set, and answers each query, where there is one.
 
-        All sets must have the same padded size.
+        Sets that are to share a computation must have the same padded size.
         """
         queries = [None] * len(supports) if queries is None else queries
+        each = list(zip(supports, queries, strict=True))
+        if not self.sharing.largest:
+            return [self._adapt_alone(support, steps, query) for support, query in each]
         size = padded(max(len(support.labels) for support in supports))
         counts = self.sharing.counts(size, self.at_once)
         adapted: list[Adaptation] = []
         with torch.no_grad():
-            if not self.sharing.largest:
-                each = zip(supports, queries, strict=True)
-                return [self._adapt_alone(support, steps, query) for support, query in each]
             for group in groups(supports, counts):
                 if len(group) in counts and self._fit(support.ways for support in group):
                     adapted += self._together(group, size, steps)
                 else:
                     adapted += [self._adapt_alone(support, steps, None) for support in group]
-        asking = [(index, query) for index, query in enumerate(queries) if query is not None]
+        asking = [(index, query) for index, (_, query) in enumerate(each) if query is not None]
         answers = self.predict([(adapted[index].phi, query) for index, query in asking])
         for (index, _), its in zip(asking, answers, strict=True):
             adapted[index] = adapted[index]._replace(answers=its)
@@ -178,7 +178,8 @@ class Computer:
 
     def _adapt_alone(self, support: SupportSet, steps: int, query: Floats | None) -> Adaptation:
         parts = [] if query is None else self._parts(query)
-        phi, losses, pairs = self.alone.adapt(support, steps, parts)
+        with torch.no_grad():
+            phi, losses, pairs = self.alone.adapt(support, steps, parts)
         return Adaptation(phi, losses, None if query is None else self._read(phi, pairs))
 
     def _answer_alone(self, phi: Phi, query: Floats) -> Answers:
@@ -186,9 +187,9 @@ class Computer:
             return self._read(phi, self.alone.answer(phi, self._parts(query)))
 
     def _parts(self, query: Floats) -> list[Floats]:
-        """A query in parts that are computed at once by all threads that this one may use."""
+        """A query in parts of nearly one size, each for all threads that this one may use."""
         most = torch.get_num_threads() * self.sharing.query_sizes[-1]
-        return [query[start : start + most] for start in range(0, len(query), most)]
+        return np.array_split(query, math.ceil(len(query) / most)) if len(query) else []
 
     def _read(self, phi: Phi, pairs: Sequence[Pair]) -> Answers:
         """The answers to the parts of one query."""

@@ -36,7 +36,7 @@ _INFIX = {
     operator.mul: "*",
     operator.floordiv: "//",
 }
-_TRACING = threading.RLock()
+_TRACING = threading.Lock()
 """One thread at a time: to trace patches `torch.nn.Module` for all, and puts it back at its end."""
 _WHERE = {"device", "layout", "pin_memory"}
 """What says where a new tensor is to be: here there is one place."""
@@ -107,7 +107,7 @@ def compiled(source: str, names: Sequence[str]) -> list[Program]:
 
 
 def trace(compute: Run, inputs: Sequence[Tensor], free: Sequence[int]) -> Traced:
-    """Traces a computation.
+    """Traces a computation; for `Graphs.record`, as one thread at a time may.
 
     Args:
         compute: the computation; what else it reads of tensors is kept as it is now.
@@ -140,8 +140,7 @@ def trace(compute: Run, inputs: Sequence[Tensor], free: Sequence[int]) -> Traced
     fakes = [fake(each, is_free=index in any_size) for index, each in enumerate(inputs)]
     tracing = make_fx(compute, tracing_mode="symbolic", _allow_non_fake_inputs=True)
     try:
-        with _TRACING:
-            traced = tracing(*fakes)
+        traced = tracing(*fakes)
     except Exception as error:  # torch raises errors of many kinds here
         raise CannotRecord(f"it cannot be traced ({_first_line(error)})") from error
     relations = [guard.expr for guard in shapes.guards]

@@ -200,10 +200,12 @@ class Device:
 
         def adapt(computer, supports, steps, queries=()):
             self.adapted += len(supports)
-            asked = [query for query in queries if query is not None]
-            for inputs in (*(support.inputs for support in supports), *asked):
-                self._meet(inputs)
-            return adapt_all(computer, supports, steps, queries or None)
+            for support in supports:
+                self._meet(support.inputs)
+            adapted = adapt_all(computer, supports, steps, queries or None)
+            for query in queries if computer.sharing == ON_CPU else ():  # others by `predict`
+                self._meet(np.empty(0) if query is None else query)
+            return adapted
 
         def predict(computer, requests):
             for _, query in requests:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from torch.utils._pytree import tree_leaves
 
 from app.engine import Engine, compute
@@ -191,6 +192,43 @@ def test_small_tasks_share_a_computation_and_large_ones_do_not(running, device, 
     # The one that held the device both times, the ninth, and the large ones.
     assert alone == [2, 5, 2, 40, 40, 40, 40]
     assert together == [6], "eight as one, each padded to six examples"
+
+
+@pytest.mark.parametrize("sharing", [ON_CPU])
+def test_each_thread_computes_forty_queries_at_once_in_parts_of_one_size(running, monkeypatch):
+    computer, sizes = running()._computers[CONV][0], []
+    adapt, answer = Alone.adapt, Alone.answer
+
+    def adapting(self, support, steps, parts):
+        sizes.append([len(part) for part in parts])
+        return adapt(self, support, steps, parts)
+
+    def answering(self, phi, parts):
+        sizes.append([len(part) for part in parts])
+        return answer(self, phi, parts)
+
+    monkeypatch.setattr(Alone, "adapt", adapting)
+    monkeypatch.setattr(Alone, "answer", answering)
+    before = torch.get_num_threads()
+    try:
+        for threads, queries in ((1, 75), (2, 75), (1, 81), (2, 81), (1, 0)):
+            torch.set_num_threads(threads)
+            work = problem(1, [1, 1], queries=queries)
+            [(phi, _, _)] = computer.adapt([work.support], 3, [work.query])
+            computer.predict([(phi, work.query)])
+    finally:
+        torch.set_num_threads(before)
+    assert sizes[::2] == sizes[1::2] == [[38, 37], [75], [27, 27, 27], [41, 40], []]
+
+
+@SHARINGS
+def test_no_queries_have_no_answers_and_no_query_is_no_answer(running):
+    computer = running(batch_limit=16)._computers[CONV][0]
+    works = [problem(seed, [1, 1], queries=0) for seed in range(3)]
+    queries = [works[0].query, None, works[2].query]
+    adapted = computer.adapt([work.support for work in works], 3, queries)
+    assert [each.answers is None for each in adapted] == [False, True, False]
+    assert adapted[0].answers.probabilities.shape == (0, 2)
 
 
 @pytest.mark.parametrize("sharing", [ON_CPU])
