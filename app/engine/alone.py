@@ -119,9 +119,10 @@ class Alone:
             [self._tensor(part) for part in parts],
         )
         vector, losses, weight, bias, means, size, *rest = found
-        network = dict(zip(self._network, rest, strict=False))
+        parameters, answers = rest[: len(self._network)], rest[len(self._network) :]
+        network = dict(zip(self._network, parameters, strict=True))
         ready = Ready(network, weight, bias, means, size, classes, self.answering.calibration)
-        return Phi(vector, support.ways, rows, ready), losses, _pairs(rest[len(network) :])
+        return Phi(vector, support.ways, rows, ready), losses, _pairs(answers)
 
     def answer(self, phi: Phi, parts: Sequence[Floats]) -> list[Pair]:
         """Answers to the queries of one φ, part by part, as `Answering.answer` gives them."""

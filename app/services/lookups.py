@@ -17,8 +17,6 @@ THREADS = 4
 """Of their own: a statement is short, and shall not wait for a thread that reads pictures."""
 
 T = TypeVar("T")
-
-
 _Then = Callable[[StoredSession], Any]
 
 
